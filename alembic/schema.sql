@@ -1569,7 +1569,7 @@ select pg_catalog.json_build_object(
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
+CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[])
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1620,10 +1620,11 @@ begin
     for v_depth in 0 .. c_max_depth loop
       exit when v_end < p_first_seq;
       select pg_catalog.count(*) into v_found
-        from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
+        from unnest(p_roles, p_kinds, p_contents, p_digests) with ordinality u(role, kind, content, digest, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
        where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
-         and m.role = u.role and m.kind = u.kind and m.content = u.content;
+         and m.role = u.role and m.kind = u.kind and case when m.content = u.content then true when u.digest is null then false
+                  else pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(m.content, 'UTF8')), 'hex') = u.digest end;
       v_same := v_same + v_found;
       exit when w.parent_id is null;
       v_end := least(v_end, w.parent_seq);
@@ -2047,14 +2048,16 @@ begin
           where g.sha256 = c.sha256 and g.is_move)));
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
-      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters jsonb, at integer)
      where g.at is not null and g.sha256 <> all(v_known)
      order by g.sha256),
   begun as (
     insert into exai.blobs (id, size_bytes, begun_at) select g.blob_id, g.size_bytes, v_now from given g)
   insert into exai.blob_parts (blob_id, number, characters, data)
-  select g.blob_id, 0, g.characters, substring(p_data from g.at for g.size_bytes::integer)
+  select g.blob_id, n.number, (g.characters -> n.number)::integer,
+         substring(p_data from g.at + n.number * 1048576 for least(g.size_bytes - n.number * 1048576, 1048576)::integer)
     from given g
+   cross join lateral pg_catalog.generate_series(0, (g.size_bytes - 1)::integer / 1048576) n(number)
    where g.size_bytes > 0;
 
   insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
@@ -2088,23 +2091,25 @@ begin
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
     from pg_catalog.jsonb_to_recordset(p_files)
-         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text, is_keyed boolean)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
      select from public.files f
-      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
+      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
+        and (f.id = g.file_id or g.is_keyed is not true))
    order by g.sha256, g.name, g.media_type, g.place;
 
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            c.storage_path, coalesce(f.id = g.file_id, false)
-      from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      from pg_catalog.jsonb_to_recordset(p_files)
+           g(place integer, file_id uuid, sha256 text, media_type text, name text, is_keyed boolean)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
           from public.files x
          where x.owner = p_owner and x.sha256 = g.sha256 and g.sha256 = any(v_here)
-           and x.name = g.name and x.media_type = g.media_type
+           and x.name = g.name and x.media_type = g.media_type and (x.id = g.file_id or g.is_keyed is not true)
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;

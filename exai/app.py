@@ -15,6 +15,7 @@ from exai.cache.conversations import ConversationCache
 from exai.conversations import ChatService, ConversationStore, Transfer
 from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.indexing import Indexing
+from exai.conversations.large import LargeContent
 from exai.conversations.ledger import Ledger
 from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
@@ -109,6 +110,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     file_repository, blobs = FileRepository(database), opened.blobs
     files = FileService(file_repository, blobs, settings.files, limits=limits, roots=opened.roots)
     sources = SourceReader(files, opened.roots, estimate_tokens)
+    large = LargeContent(files, limits)
     notices = Notices()
     publisher = Publisher(cache, notices)
     search, curation = SearchRepository(database), CurationRepository(database)
@@ -131,11 +133,12 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         budgets=budgets,
         answers=answers,
         disk=DiskComparison(sources),
+        large=large,
         on_end=ended,
     )
-    chat = ChatService(turns, turn_repository, limits)
+    chat = ChatService(turns, turn_repository, large, limits)
     repositories = Repositories(opened.repository, search, curation)
-    conversations = ConversationStore(repositories, cache, publisher, indexing, limits=limits, recorder=recorder)
+    conversations = ConversationStore(repositories, cache, publisher, indexing, large, limits=limits, recorder=recorder)
     panel_turns = PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers, budgets=budgets)
     choice = PanelChoice(providers, settings.providers.panel, settings.providers.arbiter)
     poller = ChangePoller(opened.repository, notices, recorder)
@@ -143,7 +146,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         settings=settings,
         chat=chat,
         conversations=conversations,
-        transfer=Transfer(TransferRepository(database), publisher, limits, files),
+        transfer=Transfer(TransferRepository(database), publisher, limits, files, large),
         maintenance=Maintenance(curation, indexing, answer_repository, settings.answers, settings.retention),
         ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
         notices=notices,

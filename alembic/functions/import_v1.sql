@@ -4,10 +4,11 @@
 --
 -- The first batch (p_first_seq 1) creates the conversation from p_header, or restores the same conversation if it was
 -- deleted. Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
--- them. An updated_at in the future is kept in the metadata, because the time of a change is the database's.
+-- them. p_digests: of each message from which content was taken out, the SHA-256 of the whole, which may be stored. An updated_at in the future is kept in the metadata, because the time of a change is the database's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
-  p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
+  p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[],
+  p_digests text[])
 returns table (part text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'
@@ -57,10 +58,11 @@ begin
     for v_depth in 0 .. c_max_depth loop
       exit when v_end < p_first_seq;
       select pg_catalog.count(*) into v_found
-        from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
+        from unnest(p_roles, p_kinds, p_contents, p_digests) with ordinality u(role, kind, content, digest, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
        where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
-         and m.role = u.role and m.kind = u.kind and m.content = u.content;
+         and m.role = u.role and m.kind = u.kind and case when m.content = u.content then true when u.digest is null then false
+                  else pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(m.content, 'UTF8')), 'hex') = u.digest end;
       v_same := v_same + v_found;
       exit when w.parent_id is null;
       v_end := least(v_end, w.parent_seq);

@@ -171,6 +171,11 @@ def characters_in(data: bytes) -> int:
     return len(data.translate(None, CONTINUATION))
 
 
+def characters_by_part(data: bytes) -> tuple[int, ...]:
+    """Return how many characters of UTF-8 begin in each part of `data`."""
+    return tuple(characters_in(data[begin : begin + PART_BYTES]) for begin in range(0, len(data), PART_BYTES))
+
+
 def storage_path(owner: Owner, sha256: str) -> str:
     """Return the key of a blob: its owner's digest, then two levels so that no directory grows large."""
     return f"{digest(owner.encode())[:OWNER_CHARS]}/{sha256[:2]}/{sha256}"

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from exai import tracing
 from exai.background import running
+from exai.conversations.large import LargeContent
 from exai.conversations.requests import ChatRequest, ChatResult, OnBegun
 from exai.conversations.turns.preparation import OnPreparing
 from exai.conversations.turns.result import ENDED, TurnOutcome, outcome_of
@@ -39,8 +40,10 @@ def _describe(span: tracing.ActiveSpan, request: ChatRequest, result: ChatResult
 class ChatService:
     """Chat turns, from their validation on. Safe for any number of tasks of one event loop."""
 
-    def __init__(self, turns: ChatTurns, repository: TurnRepository, limits: LimitSettings) -> None:
-        self._turns, self._repository, self._limits = turns, repository, limits
+    def __init__(
+        self, turns: ChatTurns, repository: TurnRepository, large: LargeContent, limits: LimitSettings
+    ) -> None:
+        self._turns, self._repository, self._large, self._limits = turns, repository, large, limits
 
     async def run(
         self,
@@ -63,12 +66,17 @@ class ChatService:
         Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
         `DeadlineExceeded`.
         """
+        request = await self._without_large(request)
         request.validate(self._limits)
         with turn_span(request.owner, request.continuation_id) as span:
             result = await self._turns.run(self._checked(request), on_delta, on_begun, on_preparing)
             if tracing.is_on():
                 _describe(span, request, result)
             return result
+
+    async def _without_large(self, request: ChatRequest) -> ChatRequest:
+        taken = await self._large.take_from(request.owner, request.prompt)
+        return request if taken is None else replace(request, prompt=taken.content, taken=taken)
 
     def _checked(self, request: ChatRequest) -> ChatRequest:
         """Return the request with what it becomes after the reading of files validated as well."""
@@ -77,7 +85,7 @@ class ChatService:
             return request
 
         async def prepared() -> ChatRequest:
-            complete = await prepare()
+            complete = await self._without_large(await prepare())
             complete.validate(limits)
             return complete
 

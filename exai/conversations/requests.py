@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from exai.conversations.titles import opening
+from exai.files.pieces import Taken
 from exai.files.sources import ChangedFile
 from exai.models import (
     FILE_IDS,
@@ -80,6 +81,8 @@ class ChatRequest:
 
     `prepare` reads the files that the question is asked with, and returns the request with them; what it changes is no
     part of what a repetition must have in common. `named` are the files as the caller named them, which is.
+
+    `taken` is set if `prompt` is what is left of the question without its large content.
     """
 
     owner: Owner
@@ -101,11 +104,22 @@ class ChatRequest:
     sources: Mapping[FileId, FileSource] = field(default_factory=dict)
     named: Sequence[str] = ()
     prepare: Callable[[], Awaitable[ChatRequest]] | None = None
+    taken: Taken | None = None
 
     @property
     def all_files(self) -> tuple[FileId, ...]:
         """All files of the question, each once."""
         return tuple(dict.fromkeys((*self.files, *self.reread)))
+
+    @property
+    def linked_files(self) -> tuple[FileId, ...]:
+        """All files of the question with those that hold its large content."""
+        return tuple(dict.fromkeys((*self.all_files, *(self.taken.file_ids if self.taken else ()))))
+
+    @property
+    def taken_tokens(self) -> int:
+        """Tokens of the texts that were taken out of the question."""
+        return self.taken.text_tokens if self.taken else 0
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored. Whether the model accepts it is not checked."""
@@ -210,9 +224,13 @@ def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
     system = (NewMessage("system", request.system),) if request.system else ()
     guidance = request.guidance
     if guidance is None:
-        return (*system, with_files(NewMessage("user", request.prompt), request.all_files))
+        return (*system, _without_large(request, with_files(NewMessage("user", request.prompt), request.all_files)))
     question = NewMessage("user", request.prompt, guidance.kind, guidance.metadata)
-    return (*system, *guidance.preceding, with_files(question, request.all_files))
+    return (*system, *guidance.preceding, _without_large(request, with_files(question, request.all_files)))
+
+
+def _without_large(request: ChatRequest, question: NewMessage) -> NewMessage:
+    return question if request.taken is None else request.taken.applied(question)
 
 
 def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:

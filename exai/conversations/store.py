@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.indexing import Indexing
+from exai.conversations.large import LargeContent, pieces_in, without_large
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import AppendRequest, with_files
@@ -51,6 +52,9 @@ from exai.validation import (
     check_page,
 )
 
+WHOLE_BYTES: Final = 16 * 1_048_576
+"""Of the stored messages of a page whose large content is put back; no message is larger."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repositories:
@@ -73,13 +77,14 @@ class ConversationStore:
         cache: ConversationCache,
         publisher: Publisher,
         indexing: Indexing,
+        large: LargeContent,
         *,
         limits: LimitSettings,
         recorder: Recorder,
     ) -> None:
         self._repository, self._search = repositories.conversations, repositories.search
         self._curation = repositories.curation
-        self._cache, self._publisher, self._indexing = cache, publisher, indexing
+        self._cache, self._publisher, self._indexing, self._large = cache, publisher, indexing, large
         self._limits, self._recorder = limits, recorder
         recorder.count("stale_reads_total", 0)
 
@@ -89,34 +94,38 @@ class ConversationStore:
         A repeated `idempotency_key` with the same content answers as the first time, with `duplicate` set.
         Raises `InvalidArgument`, `NotFound`, `Conflict` or a `DatabaseError`.
         """
-        request.validate(self._limits)
+        taken = await self._large.take_all(request.owner, request.messages)
+        replace(request, messages=without_large(request.messages, taken)).validate(self._limits)
+        pieces = pieces_in(taken)
         # One id names the turn, the request where its caller did not, and a conversation that begins with it.
         turn_id = str(uuid.uuid4())
         *earlier, last = request.messages
-        messages = (*earlier, with_files(last, request.files))
-        result = await self._repository.append(
-            AppendStart(
-                owner=request.owner,
-                continuation_id=request.continuation_id,
-                new_conversation_id=ConversationId(turn_id),
-                turn_id=TurnId(turn_id),
-                request_key=request.idempotency_key or turn_id,
-                request_hash=content_hash(request.tool, request.continuation_id, *request.identity)
-                if request.identity is not None
-                else content_hash(
-                    request.tool,
-                    request.continuation_id,
-                    request.title,
-                    [(message.role, message.kind, message.content, dict(message.metadata)) for message in messages],
-                ),
-                tool=request.tool,
-                title=request.title,
-                messages=messages,
-                file_ids=request.files,
-                expected_revision=request.expected_revision,
-                counts_steps=request.counts_steps,
-                sources=request.sources,
-            )
+        given = (*earlier, with_files(last, request.files))
+        messages = [each.applied(message) if each else message for message, each in zip(given, taken, strict=True)]
+        start = AppendStart(
+            owner=request.owner,
+            continuation_id=request.continuation_id,
+            new_conversation_id=ConversationId(turn_id),
+            turn_id=TurnId(turn_id),
+            request_key=request.idempotency_key or turn_id,
+            request_hash=content_hash(request.tool, request.continuation_id, *request.identity)
+            if request.identity is not None
+            else content_hash(
+                request.tool,
+                request.continuation_id,
+                request.title,
+                [(message.role, message.kind, message.content, dict(message.metadata)) for message in messages],
+            ),
+            tool=request.tool,
+            title=request.title,
+            messages=messages,
+            file_ids=tuple(dict.fromkeys((*request.files, *(piece.id for piece in pieces)))),
+            expected_revision=request.expected_revision,
+            counts_steps=request.counts_steps,
+            sources=request.sources,
+        )
+        result = await self._large.send(
+            request.owner, pieces, lambda along: self._repository.append(replace(start, along=along))
         )
         if result.commit is None:
             raise refusal(result.status, request.continuation_id, result.current_revision, result.missing)
@@ -140,14 +149,16 @@ class ConversationStore:
         offset: int = 0,
         char_offset: int = 0,
         budget_bytes: int = PAGE_BYTES,
+        whole: bool = False,
     ) -> Page:
         """Read the newest `limit` messages, or the newest before `before_seq`, oldest first.
 
         Fewer messages are returned if they exceed the bytes of a page or `budget_bytes`. A single message that exceeds
         the budget is returned in part, as is any message with `char_offset`. `offset` skips that many of the newest
         messages, for clients that count pages; unlike an offset, a cursor neither repeats nor misses messages that are
-        appended meanwhile. The newest page costs no database round trip if it is cached and had no running turn when it
-        was cached, any other page 1. Raises
+        appended meanwhile. With `whole` large content is put back, which costs further round trips and needs a
+        `char_offset` of 0; otherwise references stand in its place. The newest page costs no database round trip if it
+        is cached and had no running turn when it was cached, any other page 1. Raises
         `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
         check_conversation(owner, continuation_id)
@@ -158,8 +169,18 @@ class ConversationStore:
         check_number("budget_bytes", budget_bytes, least=1)
         if offset and before_seq is not None:
             raise InvalidArgument("offset", "comes with before_seq", "Use one of the two")
+        if whole:
+            check_number("char_offset", char_offset, most=0)
+            page = await self.read(
+                owner, continuation_id, limit=limit, before_seq=before_seq, offset=offset, budget_bytes=WHOLE_BYTES
+            )
+            messages = await self._large.whole(owner, page.messages, WHOLE_BYTES)
+            is_cut = len(messages) < len(page.messages)
+            return replace(page, messages=messages, next_before_seq=messages[0].seq if is_cut else page.next_before_seq)
         if before_seq is None and limit <= PAGE_MESSAGES and not offset and not char_offset:
-            return await self._newest(owner, continuation_id, limit)
+            page = await self._newest(owner, continuation_id, limit)
+            if page.part is None or budget_bytes <= PAGE_BYTES:
+                return page
         stored = await self._repository.read_page(
             ConversationKey(owner, continuation_id),
             limit=limit,

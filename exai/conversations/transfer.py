@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Protocol, get_args
+from typing import TypeAlias, get_args
 
-from exai.blobs.base import PART_BYTES, digest
+from exai.blobs.base import PART_BYTES
+from exai.blobs.base import digest as blob_digest
 from exai.conversations.deduplication import content_hash
 from exai.conversations.formats import (
     ConversationText,
@@ -29,10 +31,12 @@ from exai.conversations.formats import (
     write_header,
     write_message,
 )
+from exai.conversations.large import LargeContent, check_field, pieces_in
 from exai.conversations.publishing import Publisher
-from exai.db.files import FileList
+from exai.conversations.shelf import ImportedFiles, Shelf
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import BlobError, Conflict, InvalidArgument, shown
+from exai.files.pieces import Taken, is_piece, pieces_of
 from exai.models import (
     FILE_IDS,
     ContinuationId,
@@ -63,31 +67,11 @@ from exai.validation import (
 BATCH_MESSAGES = 500
 BATCH_BYTES = 4 * 1_048_576
 
+TakenText: TypeAlias = tuple[MessageText, Taken | None]
+"""A message of a text, and its content without large content if it has any."""
+
 EMBEDDED_BYTES = 100_000
 """Bytes of file content in one part of an export, which a model reads; further files are listed without content."""
-
-
-class Shelf(Protocol):
-    """The files of conversations; `exai.files.service` has them."""
-
-    async def list(
-        self, owner: Owner, *, continuation_id: ContinuationId | None, limit: int, cursor: str | None
-    ) -> FileList:
-        """Return a page of a conversation's files."""
-
-    async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
-        """Return some bytes of a file."""
-
-    async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
-        """Store a file, unless there is one with this content, name and media type."""
-
-    async def store_known(
-        self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
-    ) -> FileId | None:
-        """Store a file whose content is here already; None if it is not."""
-
-    async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
-        """Link files to a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +110,10 @@ class Transfer:
         publisher: Publisher,
         limits: LimitSettings,
         files: Shelf,
+        large: LargeContent,
     ) -> None:
-        self._repository, self._publisher, self._limits, self._files = repository, publisher, limits, files
+        self._repository, self._publisher, self._limits = repository, publisher, limits
+        self._files, self._large = files, large
 
     def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
         """Yield a conversation with its files as text, a page at a time, each page and part of a file 1 round trip.
@@ -148,7 +134,14 @@ class Transfer:
                 async for text in self._files_of(owner, continuation_id, kind):
                     yield text
             first = False
-            yield header + "".join(write_message(message, kind) for message in page.messages)
+            plain: list[str] = [header]
+            for message in page.messages:
+                if pieces_of(message):
+                    # By itself, because it may be large.
+                    yield "".join(plain)
+                    plain = []
+                plain += [write_message(each, kind) for each in await self._large.whole(owner, [message])]
+            yield "".join(plain)
 
     async def export_part(
         self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
@@ -165,11 +158,12 @@ class Transfer:
             ConversationKey(owner, continuation_id), after_seq=after_seq, budget_bytes=budget_bytes
         )
         header = write_header(page.conversation, kind) if after_seq == 0 else ""
-        text = "".join(write_message(message, kind) for message in page.messages)
+        messages = await self._large.whole(owner, page.messages, budget_bytes, from_oldest=True)
+        text = "".join(write_message(message, kind) for message in messages)
         if page.has_files:
             files = [each async for each in self._files_of(owner, continuation_id, kind, EMBEDDED_BYTES)]
             text = "".join(files) + text
-        last_seq = page.messages[-1].seq if page.messages else page.conversation.last_seq
+        last_seq = messages[-1].seq if messages else page.conversation.last_seq
         return ExportPart(header, text, last_seq if last_seq < page.conversation.last_seq else None)
 
     async def _files_of(
@@ -181,6 +175,9 @@ class Transfer:
         while True:
             page = await self._files.list(owner, continuation_id=continuation_id, limit=MAX_LIST, cursor=cursor)
             for file in page.files:
+                if is_piece(owner, file.id, file.sha256, file.media_type):
+                    # Its content is in the message from which it was taken.
+                    continue
                 if left_bytes is not None and file.size_bytes > left_bytes:
                     yield write_file(file, 0, None, kind)
                     continue
@@ -231,7 +228,7 @@ class Transfer:
         check_optional_name(f"{where}, title", header.title or None, MAX_TITLE_CHARS)
         check_json(f"{where}, metadata", header.metadata, self._limits.metadata_bytes)
         check_tags(header.tags, f"{where}, tags")
-        files = _Files(self._files, owner)
+        files = ImportedFiles(self._files, owner)
         first = next(source, None)
         while isinstance(first, FileText):
             await files.take(first)
@@ -240,7 +237,8 @@ class Transfer:
         rest = source if first is None else chain([first], source)
         seen = stored = 0
         restored = False
-        for batch in _batches(rest, self._limits):
+        for batch in _batches(rest, self._limits, partial(self._large.take, owner)):
+            await self._large.store(owner, pieces_in(taken for _, taken in batch))
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch, files.names))
             if imported.commit is None:
                 raise _refused(name, batch)
@@ -252,59 +250,15 @@ class Transfer:
         await files.link(name)
 
 
-class _Files:
-    """The files of an import, stored in the order of the text; `names` maps their ids to those of this store."""
+def _batches(
+    source: Iterator[ExportItem], limits: LimitSettings, take: Callable[[str], Taken | None]
+) -> Iterator[list[TakenText]]:
+    """Cut messages into batches that an append may have; there is always at least one batch, maybe empty.
 
-    def __init__(self, shelf: Shelf, owner: Owner) -> None:
-        self._shelf, self._owner = shelf, owner
-        self._begun: FileText | None = None
-        self._data = bytearray()
-        self.names: dict[str, FileId] = {}
-        self.notes: list[str] = []
-
-    async def take(self, part: FileText) -> None:
-        """Store a file that is whole with this part. Raises `InvalidArgument`."""
-        if part.data is None:
-            known = (part.name, part.media_type, part.sha256, part.size_bytes)
-            file_id = await self._shelf.store_known(self._owner, *known)
-            if file_id is None:
-                self.notes.append(f"file {part.name} ({part.file_id}) is only named in the text, and is not here")
-            else:
-                self.names[part.file_id] = file_id
-            return
-        if part.offset == 0:
-            self.check_whole()
-            self._begun, self._data = part, bytearray()
-        begun = self._begun
-        if begun is None or begun.file_id != part.file_id or part.offset != len(self._data):
-            raise InvalidArgument(part.where, "is a part of a file whose beginning is missing", "Export it again")
-        self._data += part.data
-        if len(self._data) < part.size_bytes:
-            return
-        data = bytes(self._data)
-        self._begun, self._data = None, bytearray()
-        if len(data) != part.size_bytes or await asyncio.to_thread(digest, data) != part.sha256:
-            raise InvalidArgument(
-                part.where, f"the bytes of {part.name!r} are not those of its digest", "Export it again"
-            )
-        self.names[part.file_id] = await self._shelf.store(self._owner, part.name, part.media_type, data)
-
-    def check_whole(self) -> None:
-        """Raise `InvalidArgument` if the end of a file is missing."""
-        if self._begun is not None:
-            raise InvalidArgument(self._begun.where, f"the end of {self._begun.name!r} is missing", "Export it again")
-
-    async def link(self, name: ContinuationId) -> None:
-        """Link the files to the conversation."""
-        ids = list(dict.fromkeys(self.names.values()))
-        for start in range(0, len(ids), MAX_LIST):
-            await self._shelf.link(self._owner, name, ids[start : start + MAX_LIST])
-
-
-def _batches(source: Iterator[ExportItem], limits: LimitSettings) -> Iterator[list[MessageText]]:
-    """Cut messages into batches that an append may have; there is always at least one batch, maybe empty."""
+    Large content is taken out of them.
+    """
     most = min(BATCH_MESSAGES, limits.append_messages)
-    batch: list[MessageText] = []
+    batch: list[TakenText] = []
     size_bytes, expected, any_batch = 0, 1, False
     for part in source:
         if isinstance(part, ConversationText):
@@ -314,11 +268,14 @@ def _batches(source: Iterator[ExportItem], limits: LimitSettings) -> Iterator[li
         if part.seq != expected:
             raise InvalidArgument(f"{part.where}, seq", f"is {part.seq}, not {expected}", "Number the messages 1, 2, 3")
         expected += 1
-        part_bytes = check_message(part.where, part.message, limits, separator=", ")
+        check_field(f"{part.where}, metadata", part.message)
+        taken = take(part.message.content)
+        message = part.message if taken is None else replace(part.message, content=taken.content)
+        part_bytes = check_message(part.where, message, limits, separator=", ") + _piece_bytes(taken)
         if batch and size_bytes + part_bytes > limits.append_bytes:
             yield batch
             batch, size_bytes, any_batch = [], 0, True
-        batch.append(part)
+        batch.append((part, taken))
         size_bytes += part_bytes
         if len(batch) >= most or size_bytes >= BATCH_BYTES:
             yield batch
@@ -331,17 +288,19 @@ def _import_batch(
     owner: Owner,
     name: ContinuationId,
     header: ConversationText,
-    batch: list[MessageText],
+    batch: list[TakenText],
     files: Mapping[str, FileId],
 ) -> ImportBatch:
-    first_seq = batch[0].seq if batch else 1
+    texts = [text for text, _ in batch]
+    first_seq = texts[0].seq if texts else 1
     digest = content_hash(
         name,
         first_seq,
-        [(each.message.role, each.message.kind, each.message.content, dict(each.message.metadata)) for each in batch],
-        [each.created_at.isoformat() if each.created_at else None for each in batch],
+        [(each.message.role, each.message.kind, each.message.content, dict(each.message.metadata)) for each in texts],
+        [each.created_at.isoformat() if each.created_at else None for each in texts],
     )
-    messages = [_renamed(each.message, files) for each in batch]
+    named = [(_renamed(text.message, files), taken) for text, taken in batch]
+    messages = [message if taken is None else taken.applied(message) for message, taken in named]
     return ImportBatch(
         owner=owner,
         continuation_id=name,
@@ -351,13 +310,19 @@ def _import_batch(
         request_hash=digest,
         first_seq=first_seq,
         messages=messages,
-        times=[each.created_at for each in batch],
+        times=[each.created_at for each in texts],
         title=header.title,
         metadata=header.metadata,
         tags=header.tags,
         created_at=header.created_at,
         updated_at=header.updated_at,
+        digests=[None if taken is None else blob_digest(text.message.content.encode()) for text, taken in batch],
+        file_ids=[piece.id for piece in pieces_in(taken for _, taken in batch)],
     )
+
+
+def _piece_bytes(taken: Taken | None) -> int:
+    return sum(len(piece.data) for piece in taken.pieces) if taken else 0
 
 
 def _renamed(message: NewMessage, files: Mapping[str, FileId]) -> NewMessage:
@@ -369,8 +334,8 @@ def _renamed(message: NewMessage, files: Mapping[str, FileId]) -> NewMessage:
     return replace(message, metadata={**message.metadata, FILE_IDS: names})
 
 
-def _refused(name: ContinuationId, batch: list[MessageText]) -> Conflict:
-    where = f", with other messages from {batch[0].seq} on" if batch else ""
+def _refused(name: ContinuationId, batch: list[TakenText]) -> Conflict:
+    where = f", with other messages from {batch[0][0].seq} on" if batch else ""
     return Conflict(
         "exists",
         f"the conversation {shown(name)} is here already{where}",

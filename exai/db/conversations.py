@@ -24,8 +24,8 @@ from exai.db.rows import (
     columns_of,
     commit_of,
     conversation_of,
+    files_of,
     pending_of,
-    sources_json,
     stored_of,
 )
 from exai.errors import NotFound
@@ -130,7 +130,7 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
-        Concurrent small appends may share a statement, except those that count steps or name the sources of files; an
+        Concurrent small appends may share a statement, except those that count steps, store files or note sources; an
         append that the batch cannot store costs a second one.
 
         Raises:
@@ -138,15 +138,15 @@ class ConversationRepository:
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
-        if start.counts_steps or start.sources:
+        if start.counts_steps or files_of(start) is not None:
             return await self._append_one(start, columns_of(start.messages))
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps)
         given = (*identity_of(start), start.title, *rest)
-        if start.sources:
-            rows = await self._database.fetch("append_read_files", *given, sources_json(start.file_ids, start.sources))
+        if (files := files_of(start)) is not None:
+            rows = await self._database.fetch("append_with_files", *given, *files)
         else:
             rows = await self._database.fetch("append", *given)
         answer = RowsByPart(rows)

@@ -12,6 +12,7 @@ import orjson
 from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database
 from exai.db.filters import part_of
+from exai.db.records import FilesAlong
 from exai.db.rows import source_of
 from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, FileSource, Owner, StoredFile
 
@@ -26,6 +27,8 @@ class NewFile:
     `data` holds a small content; a larger one is already stored in the blob `blob_id`, or in another store under
     `storage_path`. With `is_move` it replaces a content in another store. `id` becomes the file's id unless a file with
     this content, name and media type exists. `source` is kept by the links to the file, not with it.
+    An `id` that `is_keyed` follows from the content, so that the file has it in any case. `characters` are those that
+    begin in each part of `data`.
     """
 
     id: str
@@ -35,10 +38,11 @@ class NewFile:
     name: str
     blob_id: str
     encoding: str | None = None
-    characters: int = 0
+    characters: Sequence[int] = ()
     data: bytes | None = None
     storage_path: str | None = None
     is_move: bool = False
+    is_keyed: bool = False
     source: FileSource | None = None
 
 
@@ -86,11 +90,8 @@ class FileRepository:
 
         None stands for a file whose content is neither here nor given; it is not stored.
         """
-        described, data = [], bytearray()
-        for place, file in enumerate(files):
-            described.append(_described(place, file, None if file.data is None else len(data) + 1))
-            data += file.data or b""
-        rows = await self._database.fetch("put_files", owner, store, orjson.dumps(described).decode(), bytes(data))
+        along = files_along(store, files)
+        rows = await self._database.fetch("put_files", owner, along.store, along.described, along.data)
         return [_file_of(row, created=row["created"]) if row["id"] else None for row in rows]
 
     async def get(self, owner: Owner, file_ids: Sequence[FileId]) -> dict[FileId, StoredFile]:
@@ -181,6 +182,15 @@ class FileRepository:
         return frozenset(row["storage_path"] for row in rows)
 
 
+def files_along(store: str, files: Sequence[NewFile]) -> FilesAlong:
+    """Return files as a statement takes them that stores them in `store`, beside others of its tasks."""
+    described, data = [], bytearray()
+    for place, file in enumerate(files):
+        described.append(_described(place, file, None if file.data is None else len(data) + 1))
+        data += file.data or b""
+    return FilesAlong(store, orjson.dumps(described).decode(), bytes(data))
+
+
 def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:
     """Return a file as put_files_v1 reads it; `at` is where its bytes begin among those that come along."""
     return {
@@ -193,9 +203,10 @@ def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:
         "name": file.name,
         "blob_id": file.blob_id,
         "encoding": file.encoding,
-        "characters": file.characters,
+        "characters": list(file.characters),
         "storage_path": file.storage_path,
         "is_move": file.is_move,
+        "is_keyed": file.is_keyed,
     }
 
 

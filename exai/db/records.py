@@ -70,11 +70,23 @@ class StoredPage:
 
 
 @dataclass(frozen=True, slots=True)
+class FilesAlong:
+    """Files that a statement stores before its messages, as `exai.put_files_v1` takes them.
+
+    Those whose bytes are neither known nor among `data` are not stored, so that the statement refuses their ids.
+    """
+
+    store: str
+    described: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class AppendStart:
     """An append. If `continuation_id` is None a conversation is created with id and name `new_conversation_id`.
 
     `counts_steps` asks for the number of this append among those of its tool in the conversation. `sources` says from
-    where files were read.
+    where files were read; `along` are files that the same statement stores.
     """
 
     owner: Owner
@@ -88,6 +100,7 @@ class AppendStart:
     title: str | None = None
     file_ids: Sequence[FileId] = ()
     sources: Mapping[FileId, FileSource] = field(default_factory=dict)
+    along: FilesAlong | None = None
     expected_revision: int | None = None
     counts_steps: bool = False
 
@@ -152,7 +165,8 @@ class TurnStart:
     """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted.
 
     `counts_steps` asks for the number of this turn among those of its tool in the conversation.
-    `claim` is the cost to reserve; without it no budget is checked. `sources` says from where files were read.
+    `claim` is the cost to reserve; without it no budget is checked. `sources` says from where files were read;
+    `along` are files that the same statement stores.
     """
 
     owner: Owner
@@ -170,6 +184,7 @@ class TurnStart:
     title: str | None = None
     file_ids: Sequence[FileId] = ()
     sources: Mapping[FileId, FileSource] = field(default_factory=dict)
+    along: FilesAlong | None = None
     expected_revision: int | None = None
     known: CachedRange | None = None
     counts_steps: bool = False

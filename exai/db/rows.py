@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 import orjson
 
-from exai.db.records import StoredReply
+from exai.db.records import AppendStart, StoredReply, TurnStart
 from exai.models import (
     Commit,
     ContinuationId,
@@ -189,6 +189,15 @@ def sources_json(file_ids: Iterable[FileId], sources: Mapping[FileId, FileSource
     """Return files with the places from which they were read, as `exai.link_files_v1` takes them."""
     given = {each: asdict(sources[each]) if each in sources else None for each in file_ids}
     return orjson.dumps(given).decode()
+
+
+def files_of(start: AppendStart | TurnStart) -> tuple[str | None, str | None, str | None, bytes | None] | None:
+    """Return the further arguments of the statements with files, None if there are none."""
+    if not start.sources and start.along is None:
+        return None
+    sources = sources_json(start.file_ids, start.sources) if start.sources else None
+    along = start.along
+    return (sources, along.store, along.described, along.data) if along else (sources, None, None, None)
 
 
 def source_of(facts: Mapping[str, Any]) -> FileSource | None:

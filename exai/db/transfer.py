@@ -14,9 +14,9 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
-from exai.db.rows import RowsByPart, columns_of, commit_of, json_of
+from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, sources_json
 from exai.errors import NotFound
-from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, NewMessage, Owner, TurnId
+from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner, TurnId
 
 EXPORT_PAGE_MESSAGES: Final = 500
 EXPORT_PAGE_BYTES: Final = 4 * 1_048_576
@@ -29,7 +29,8 @@ class ImportBatch:
     """Some consecutive messages of one conversation, from `first_seq` on; the first batch begins at 1.
 
     The batch at 1 makes the conversation and alone looks at `title`, `metadata`, `tags` and the two times. `times` is
-    when each message was written, None where that is not known. `request_key` is of the batch.
+    when each message was written, None where that is not known. `digests` are those of messages before content was
+    taken out of them, and `file_ids` the files that hold it. `request_key` is of the batch.
     """
 
     owner: Owner
@@ -46,6 +47,8 @@ class ImportBatch:
     tags: Sequence[str] = ()
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    digests: Sequence[str | None] = ()
+    file_ids: Sequence[FileId] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class TransferRepository:
             "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
             batch.request_key, batch.request_hash, json_of(_header(batch)), batch.first_seq,
             *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
+            list(batch.digests) or [None] * len(batch.messages),
+            sources_json(batch.file_ids, {}) if batch.file_ids else None,
         )  # fmt: skip
         head = orjson.loads(rows[0]["data"])
         status: ImportStatus = head["status"]

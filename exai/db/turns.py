@@ -15,7 +15,7 @@ import orjson
 from exai.db.conversations import identity_of, just_stored
 from exai.db.driver.pool import Database
 from exai.db.records import BudgetClaim, StoredReply, TurnBegun, TurnEnd, TurnFinished, TurnStart
-from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, reply_of, sources_json, time_of
+from exai.db.rows import RowsByPart, columns_of, commit_of, files_of, json_of, reply_of, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
 from exai.validation import is_canonical_uuid
 
@@ -54,7 +54,8 @@ class TurnRepository:
 
         """
         known = start.known
-        name = "begin_turn_read_files" if start.sources else "begin_turn"
+        files = files_of(start)
+        name = "begin_turn" if files is None else "begin_turn_with_files"
         answer = RowsByPart(
             await self._database.fetch(
                 name, *identity_of(start), start.title, start.lease_s, start.provider, start.model,
@@ -62,7 +63,7 @@ class TurnRepository:
                 *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
                 start.counts_steps,
                 None if start.claim is None else start.claim.as_json(),
-                *([sources_json(start.file_ids, start.sources)] if start.sources else []),
+                *(files or ()),
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]

@@ -16,7 +16,7 @@ import structlog
 
 from exai.account import hold
 from exai.background import running
-from exai.blobs.base import PART_BYTES, BlobStore, characters_in
+from exai.blobs.base import BlobStore, characters_by_part
 from exai.blobs.decoding import encoding_of
 from exai.db.files import NewFile
 from exai.errors import BlobError, ExaiError
@@ -93,7 +93,7 @@ async def _move(files: FileService, owner: Owner, file: StoredFile, target: Blob
             file.name,
             blob_id,
             encoding=file.encoding or encoding_of(data),
-            characters=characters_in(data) if file.size_bytes <= PART_BYTES else 0,
+            characters=characters_by_part(data),
             data=data if is_inline else None,
             storage_path=path,
             is_move=True,

@@ -11,21 +11,22 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from exai.account import hold
-from exai.blobs.base import PART_BYTES, Blobs, characters_in, digest
-from exai.blobs.decoding import encoding_of
-from exai.db.files import FileList, FileRepository, NewFile
+from exai.blobs.base import PART_BYTES, Blobs
+from exai.db.files import FileList, FileRepository, NewFile, files_along
+from exai.db.records import FilesAlong
 from exai.errors import BlobError, InvalidArgument, NotFound
-from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
+from exai.files.loading import FileContent, FilePath, LoadableFile, loaded, ready
+from exai.files.names import MAX_NAME_CHARS, shown_media_type, shown_name
 from exai.files.origins import GivenFiles, source_of, sources_of
 from exai.files.parts import FileLines, FilePart, read_lines, read_part
-from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
+from exai.files.paths import MAX_PATH_CHARS, Roots, joined
 from exai.files.threads import PathReading, ReadingThreads
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, FileSource, Owner, StoredFile, Unused
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -50,39 +51,10 @@ READING_LIMIT_S = 20.0
 STATEMENT_BYTES = PART_BYTES
 """Maximum size of the contents sent with the rows of one statement."""
 
+ALONG_BYTES = 16 * PART_BYTES
+"""Maximum size of the contents sent with messages, which are as large without them."""
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class FileContent:
-    """A file before it is stored. `name` is for people and models, and does not determine where the file is stored."""
-
-    name: str
-    data: bytes
-    media_type: str | None = None
-    source: FileSource | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FilePath:
-    """A file of this machine before it is stored; its default name is its path below the root."""
-
-    path: str
-    name: str | None = None
-    media_type: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A file to store. `load` returns its content; it runs in a thread, possibly several times."""
-
-    field: str
-    load: Callable[[], FileContent]
-    size: Callable[[], int] = int
-    """The bytes needed to load it, beyond those already counted; called in a thread."""
-
-    path: str | None = None
-    """Set for a file of this machine, whose file system may hang."""
 
 
 class FileService:
@@ -113,8 +85,25 @@ class FileService:
         `BlobError` or a `DatabaseError`.
         """
         check_items("files", contents, FileContent)
-        sources = [_Source(f"files[{index}]", partial(_same, content)) for index, content in enumerate(contents)]
+        sources = [loaded(f"files[{index}]", content) for index, content in enumerate(contents)]
         return await self._put(owner, sources)
+
+    async def along(self, owner: Owner, contents: Sequence[FileContent]) -> FilesAlong:
+        """Return files to be stored by a statement that does more, with their bytes as far as those are not too many.
+
+        Without its bytes a file is stored if its content is known; otherwise it has to be stored by `put` before.
+        """
+        chosen, files = self.blobs.chosen, []
+        along_bytes = sum(len(content.data) for content in contents)
+        for place, content in enumerate(contents):
+            source = loaded(f"files[{place}]", content)
+            new, data = await asyncio.to_thread(ready, source, self._settings.max_bytes)
+            if chosen.puts_known:
+                new = replace(new, storage_path=await chosen.put(owner, new.sha256, data, new.blob_id))
+            elif chosen.inline_bytes >= 0 and along_bytes <= ALONG_BYTES:
+                new = replace(new, data=data)
+            files.append(new)
+        return files_along(chosen.name, files)
 
     async def put_paths(self, owner: Owner, paths: Sequence[FilePath]) -> tuple[StoredFile, ...]:
         """Store files of this machine, each below an allowed root. Also raises `NotConfigured` if there is no root."""
@@ -173,6 +162,17 @@ class FileService:
         file = await self.get(owner, file_id)
         with hold(file.size_bytes, "files being read"):
             return file, await self.blobs.get(owner, file)
+
+    async def known(self, owner: Owner, file_ids: Sequence[FileId]) -> dict[FileId, StoredFile]:
+        """Return those of the files that exist, by id: 1 database round trip."""
+        return await self.repository.get(owner, list(file_ids))
+
+    async def read_all(self, owner: Owner, files: Sequence[StoredFile]) -> dict[FileId, bytes]:
+        """Return the bytes of those files that can be read, by id. Raises a `DatabaseError`."""
+        with hold(sum(file.size_bytes for file in files), "files being read"):
+            found = await self.blobs.get_all(owner, files) if files else {}
+        contents = ((file.id, found.get(file.sha256)) for file in files)
+        return {file_id: data for file_id, data in contents if isinstance(data, bytes)}
 
     async def read_part(self, owner: Owner, file_id: FileId, offset: int, limit: int) -> FilePart:
         """Return at most `limit` characters or bytes of a file from `offset` on; of a long file only these are read.
@@ -258,7 +258,7 @@ class FileService:
             forgotten += len(orphans)
         return forgotten, await self.blobs.sweep(grace_s, self.repository.known)
 
-    def _at(self, field: str, given: FilePath) -> _Source:
+    def _at(self, field: str, given: FilePath) -> LoadableFile:
         def load() -> FileContent:
             file = self._roots.read(field, given.path, self._settings.max_bytes)
             short = file.name if len(file.name) <= MAX_NAME_CHARS else file.name.rpartition("/")[2]
@@ -271,7 +271,7 @@ class FileService:
             except OSError:
                 return 0
 
-        return _Source(field, load, size, given.path)
+        return LoadableFile(field, load, size, given.path)
 
     async def _read(self, owner: Owner, field: str, path: str, work: Callable[[], T]) -> T:
         """Run work on a file of this machine in a thread of its own. Raises as `ReadingThreads.run`."""
@@ -282,7 +282,7 @@ class FileService:
 
         return await self._threads.run(owner, begin)
 
-    async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
+    async def _put(self, owner: Owner, sources: Sequence[LoadableFile]) -> tuple[StoredFile, ...]:
         """Store the sources in turn: first the known and the small ones, then the bytes that proved to be new."""
         check_owner(owner)
         chosen = self.blobs.chosen
@@ -312,7 +312,7 @@ class FileService:
         stored |= await self._upload(owner, {place: sources[place] for place in missing})
         return tuple(stored[place] for place in range(len(sources)))
 
-    async def _upload(self, owner: Owner, sources: dict[int, _Source]) -> dict[int, StoredFile]:
+    async def _upload(self, owner: Owner, sources: dict[int, LoadableFile]) -> dict[int, StoredFile]:
         """Store contents that are neither known nor small; a file of this machine is read again, as it is now."""
         batch: dict[int, NewFile] = {}
         kept: dict[str, tuple[str, str | None]] = {}
@@ -338,46 +338,19 @@ class FileService:
         return {place: replace(file, source=new.source) for (place, new), file in placed if file is not None}
 
     @asynccontextmanager
-    async def _loaded(self, owner: Owner, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
+    async def _loaded(self, owner: Owner, source: LoadableFile) -> AsyncIterator[tuple[NewFile, bytes]]:
         """Load a file, which is counted in its owner's account while the block runs."""
         if source.path is None:
             with hold(source.size(), "files being stored"):
-                yield await asyncio.to_thread(self._ready, source)
+                yield await asyncio.to_thread(ready, source, self._settings.max_bytes)
             return
         with hold(await self._read(owner, source.field, source.path, source.size), "files being stored"):
-            yield await self._read(owner, source.field, source.path, partial(self._ready, source))
+            yield await self._read(owner, source.field, source.path, partial(ready, source, self._settings.max_bytes))
 
     def _check_total(self, size_bytes: int) -> None:
         if size_bytes > self._settings.call_max_bytes:
             problem = f"are more than {self._settings.call_max_bytes:,} bytes together"
             raise InvalidArgument("files", problem, "Store them with several calls")
-
-    def _ready(self, source: _Source) -> tuple[NewFile, bytes]:
-        """Load a file, check it, and determine the values of its row; blocks."""
-        content = source.load()
-        if not isinstance(content.data, bytes):
-            raise InvalidArgument(f"{source.field}.data", f"is a {type(content.data).__name__}", "Give bytes")
-        size_bytes = len(content.data)
-        if size_bytes > self._settings.max_bytes:
-            raise too_large(source.field, size_bytes, self._settings.max_bytes)
-        name = checked_name(f"{source.field}.name", content.name)
-        media_type = checked_media_type(f"{source.field}.media_type", content.media_type, name)
-        new = NewFile(
-            id=str(uuid.uuid4()),
-            sha256=digest(content.data),
-            size_bytes=size_bytes,
-            media_type=media_type,
-            name=name,
-            blob_id=str(uuid.uuid4()),
-            encoding=encoding_of(content.data),
-            characters=characters_in(content.data) if size_bytes <= PART_BYTES else 0,
-            source=content.source,
-        )
-        return new, content.data
-
-
-def _same(content: FileContent) -> FileContent:
-    return content
 
 
 def _no_file(name: str) -> NotFound:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from exai.errors import InvalidArgument
+from exai.files.loading import FileContent, FilePath
 from exai.files.parts import FilePart
 from exai.files.paths import joined
-from exai.files.service import FileContent, FilePath, FileService
+from exai.files.service import FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec

@@ -8,7 +8,7 @@ import pytest
 
 from exai.db.contents import PART_BYTES
 from exai.errors import BlobError, DatabaseError, NotFound, OutcomeUnknown
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, FileId, Unused
 from tests.fault.service import Servers, Service
 from tests.support.migrations import run, session, value

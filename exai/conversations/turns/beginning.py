@@ -6,9 +6,11 @@ Invariant: a turn that was begun for a cancelled caller is recorded as failed.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss
+from exai.conversations.large import LargeContent
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import ChatRequest, OnBegun, RunningTurn
 from exai.conversations.turns.outcomes import OutcomeWriter
@@ -31,8 +33,10 @@ POLL_MOST_S = 2.0
 class Beginning:
     """Begins turns, and gives back the cache leases of those that are refused."""
 
-    def __init__(self, repository: TurnRepository, cache: ConversationCache, outcomes: OutcomeWriter) -> None:
-        self._repository, self._cache, self._outcomes = repository, cache, outcomes
+    def __init__(
+        self, repository: TurnRepository, cache: ConversationCache, outcomes: OutcomeWriter, large: LargeContent
+    ) -> None:
+        self._repository, self._cache, self._outcomes, self._large = repository, cache, outcomes, large
 
     async def begin(
         self,
@@ -84,12 +88,18 @@ class Beginning:
 
     async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
         """Begin a turn. If the caller is cancelled meanwhile, record the turn's failure once it is known to exist."""
-        task = self._outcomes.start(self._repository.begin(start), "turn-begin")
+        task = self._outcomes.start(self._stored(request, start), "turn-begin")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
             await self._outcomes.complete(self._record_abandoned(request, model, task, error))
             raise
+
+    async def _stored(self, request: ChatRequest, start: TurnStart) -> TurnBegun:
+        pieces = request.taken.pieces if request.taken else ()
+        return await self._large.send(
+            start.owner, pieces, lambda along: self._repository.begin(replace(start, along=along))
+        )
 
     async def _record_abandoned(
         self, request: ChatRequest, model: Model, beginning: asyncio.Task[TurnBegun], error: BaseException

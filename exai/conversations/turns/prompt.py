@@ -98,9 +98,12 @@ def reasoning_of(message: Message) -> Reasoning | None:
     return Reasoning(provider, kept["field"], text) if isinstance(text, str) else None
 
 
-def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
-    """Raise `InvalidArgument` for a question that does not fit the window even without history."""
-    needed = estimate_tokens(prompt) + (estimate_tokens(system) if system else 0)
+def check_fits(prompt: str, system: str | None, available_tokens: int, taken_tokens: int = 0) -> None:
+    """Raise `InvalidArgument` for a question that does not fit the window even without history.
+
+    `taken_tokens` are those of the texts that were taken out of the prompt.
+    """
+    needed = taken_tokens + estimate_tokens(prompt) + (estimate_tokens(system) if system else 0)
     if needed > available_tokens:
         raise InvalidArgument(
             "prompt",

@@ -57,7 +57,7 @@ def turn_start(
         model=model.name,
         messages=chat_messages(request),
         budget_bytes=room_tokens * MAX_BYTES_PER_TOKEN,
-        file_ids=request.all_files,
+        file_ids=request.linked_files,
         sources=request.sources,
         known=_known(cached),
         claim=claim,
@@ -66,7 +66,7 @@ def turn_start(
 
 def whole_prompt_tokens(request: ChatRequest) -> int | None:
     """Return the size of all that the model will receive; None if it depends on more than question and system."""
-    depends = request.continuation_id is not None or request.all_files or request.guidance is not None
+    depends = request.continuation_id is not None or request.linked_files or request.guidance is not None
     if depends or request.max_output_tokens is not None:
         return None
     return estimate_tokens(request.prompt) + (estimate_tokens(request.system) if request.system else 0)

@@ -109,7 +109,7 @@ def similar_answers(
 
 def is_comparable(request: ChatRequest, asked: CompletionRequest) -> bool:
     """Return whether the newest message of a prompt is a short question in words and nothing else."""
-    if request.guidance is not None or request.files or not 0 < len(request.prompt) <= MAX_QUESTION_CHARS:
+    if request.guidance is not None or request.linked_files or not 0 < len(request.prompt) <= MAX_QUESTION_CHARS:
         return False
     newest = asked.messages[-1] if asked.messages else None
     return newest is not None and newest.role == "user" and newest.content == request.prompt and not newest.images

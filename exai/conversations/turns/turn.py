@@ -14,12 +14,13 @@ import time
 from collections.abc import Awaitable
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
+from exai.conversations.large import LargeContent
 from exai.conversations.publishing import Publisher
 from exai.conversations.requests import ChatRequest, ChatResult, OnBegun
 from exai.conversations.turns.answers import AnswerCache, Recalled
@@ -68,7 +69,6 @@ from exai.resilience import remaining_s, with_deadline
 MAX_SHRINKS = 5
 """How often one turn shortens a prompt that is too long for its model."""
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -86,13 +86,14 @@ class ChatTurns:
         budgets: Budgets,
         answers: AnswerCache,
         disk: DiskComparison,
+        large: LargeContent,
         on_end: OnTurnEnd | None = None,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
         self._answers, self._disk = answers, disk
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, on_end)
-        self._beginning = Beginning(repository, cache, self.outcomes)
+        self._beginning = Beginning(repository, cache, self.outcomes, large)
 
     async def run(
         self,
@@ -171,7 +172,8 @@ class ChatTurns:
         room_tokens = sizing.room(model, bounded.max_output_tokens)
         instructions = request.guidance.instructions if request.guidance else None
         limit_tokens = sizing.limit(model, request.max_output_tokens)
-        check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), limit_tokens)
+        system = "\n".join(filter(None, (request.system, instructions)))
+        check_fits(request.prompt, system, limit_tokens, request.taken_tokens)
         cached = await self._read_cache(request)
         claim = self._budgets.claim(bounded, model)
         # An answer of the answer cache costs nothing, so that it needs no budget.

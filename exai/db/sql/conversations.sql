@@ -30,9 +30,15 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
        null::text, null::text, null::text
  where $15::boolean;
 
--- name: append_read_files
+-- name: append_with_files
 -- repeat: keyed
--- As append, for files that were read from a disk: the links keep from where.
+-- As append, with files. First stores those that come along, each content once; see put_files_v1. At last notes from
+-- where others were read from a disk.
+select 'put'::text as part, f.place::bigint as seq, null::text as role, null::text as content,
+       null::timestamptz as created_at, null::text as kind, null::text as turn_id, null::text as data
+  from (select $18::text::jsonb as described where $18::text is not null) g
+ cross join lateral exai.put_files_v1($1::text, $17::text, g.described, $19::bytea) f
+union all
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
   from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
@@ -43,7 +49,8 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
  where $15::boolean
 union all
 select 'linked'::text, exai.link_files_v1($1::text, $5::text, $16::text::jsonb)::bigint, null::text, null::text,
-       null::timestamptz, null::text, null::text, null::text;
+       null::timestamptz, null::text, null::text, null::text
+ where $16::text is not null;
 
 -- name: append_group
 -- repeat: never

@@ -106,7 +106,11 @@ select 'files', null::bigint, null::text, null::text, null::timestamptz, null::t
 
 -- name: import_batch
 -- repeat: keyed
--- Stores one batch of an import with its own times; locks the conversation.
+-- Stores one batch of an import with its own times, and links the files that were taken out of its messages; locks the
+-- conversation.
 select p.part::text, p.data::text
   from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
-                      $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[]) p;
+                      $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) p
+union all
+select 'linked'::text, exai.link_files_v1($1::text, $5::text, $15::text::jsonb)::text
+ where $15::text is not null;

@@ -13,9 +13,15 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
        null::text, null::text, null::text
  where $23::boolean;
 
--- name: begin_turn_read_files
+-- name: begin_turn_with_files
 -- repeat: keyed
--- As begin_turn, for files that were read from a disk: the links keep from where.
+-- As begin_turn, with files. First stores those that come along, each content once; see put_files_v1. At last notes
+-- from where others were read from a disk.
+select 'put'::text as part, f.place::bigint as seq, null::text as role, null::text as content,
+       null::timestamptz as created_at, null::text as kind, null::text as turn_id, null::text as data
+  from (select $27::text::jsonb as described where $27::text is not null) g
+ cross join lateral exai.put_files_v1($1::text, $26::text, g.described, $28::bytea) f
+union all
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
   from exai.begin_turn_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
@@ -28,7 +34,8 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
  where $23::boolean
 union all
 select 'linked'::text, exai.link_files_v1($1::text, $5::text, $25::text::jsonb)::bigint, null::text, null::text,
-       null::timestamptz, null::text, null::text, null::text;
+       null::timestamptz, null::text, null::text, null::text
+ where $25::text is not null;
 
 -- name: reserve_turn
 -- repeat: keyed

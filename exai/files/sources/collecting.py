@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exai.errors import InvalidArgument, shown
+from exai.files.loading import FileContent
 from exai.files.names import one_line
 from exai.files.paths import Roots, is_directory
-from exai.files.service import FileContent
 from exai.files.sources.bounds import Bounds
 from exai.files.sources.changed import ChangedFiles, repository_of
 from exai.files.sources.entries import LineRange, path_of, range_of

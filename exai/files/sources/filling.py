@@ -18,10 +18,10 @@ from exai.blobs.decoding import BINARY, decode, encoding_of
 from exai.errors import InvalidArgument
 from exai.files.extraction import SCAN
 from exai.files.images import ImageFacts, image_of
+from exai.files.loading import FileContent
 from exai.files.names import MAX_NAME_CHARS, shown_name
 from exai.files.origins import source_of
 from exai.files.paths import Roots, is_directory
-from exai.files.service import FileContent
 from exai.files.sources.bounds import MAX_FILES, Bounds
 from exai.files.sources.documents import MAX_DOCUMENT_BYTES, kind_of, text_of
 from exai.files.sources.entries import LineRange

@@ -15,9 +15,10 @@ from typing import Final, TypeVar
 
 from exai.account import hold
 from exai.errors import InvalidArgument
+from exai.files.loading import FilePath
 from exai.files.origins import machine_id, sources_of
 from exai.files.paths import MAX_PATH_CHARS, Roots
-from exai.files.service import FilePath, FileService
+from exai.files.service import FileService
 from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
 from exai.files.sources.comparing import MAX_COMPARED, ChangedFile, compare, newest_read

@@ -67,6 +67,7 @@ class ConversationGetArguments(Arguments):
     offset: int = Field(0, ge=0, description="Or: skip this number of newest messages.")
     seq: int | None = Field(None, ge=1, le=MAX_SEQ, description="Or: only this message.")
     char_offset: int = Field(0, ge=0, description="With seq: its next_offset, for the rest of a long message.")
+    whole: bool = Field(False, description="Put back large content, which stands as references.")
     max_chars: int | None = Field(
         None, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer; left out: what clients show."
     )
@@ -167,7 +168,8 @@ def get_tool(conversations: ConversationStore) -> ToolSpec:
             limit=arguments.limit if arguments.seq is None else 1,
             before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
             offset=arguments.offset,
-            char_offset=arguments.char_offset,
+            char_offset=0 if arguments.whole else arguments.char_offset,
+            whole=arguments.whole,
             budget_bytes=limit.chars * MOST_CHAR_BYTES,
         )
         if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:

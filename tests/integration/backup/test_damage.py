@@ -13,7 +13,7 @@ from exai.backup.manifest import read_manifest
 from exai.backup.sealing import Damaged
 from exai.backup.verifying import BackupReader
 from exai.errors import RequestError
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, Owner, StoredFile
 from exai.settings.load import load_settings
 from tests.integration.backup.conftest import Side

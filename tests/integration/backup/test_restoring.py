@@ -14,7 +14,7 @@ from exai.db.backup.snapshot import read_tables
 from exai.db.ledger import UsageQuery
 from exai.db.search import SearchQuery
 from exai.errors import NotFound
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
 from tests.integration.backup.conftest import Side

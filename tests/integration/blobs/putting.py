@@ -7,7 +7,7 @@ import hashlib
 import sys
 
 from exai.blobs.supabase import open_supabase
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER
 from exai.settings.load import SupabaseStorageSettings
 from tests.integration.blobs.conftest import service

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from exai.app import open_app
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, StoredFile
 from exai.settings.load import load_settings
 from tests.support.daemon import environment

@@ -10,8 +10,9 @@ import pytest
 
 from exai.blobs.base import PART_BYTES
 from exai.errors import BlobError
+from exai.files.loading import FileContent
 from exai.files.moving import move
-from exai.files.service import FileContent, FileService
+from exai.files.service import FileService
 from exai.files.upkeep import sweep, verify
 from exai.models import LOCAL_OWNER, Owner, StoredFile
 from tests.integration.blobs.conftest import OTHERS, Stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.errors import InvalidArgument
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER
 from tests.integration.blobs.conftest import Stored
 

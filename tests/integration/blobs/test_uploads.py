@@ -10,7 +10,7 @@ import pytest
 
 from exai.blobs.supabase import open_supabase
 from exai.db.contents import PostgresBlobs
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER
 from exai.settings.load import SupabaseStorageSettings
 from tests.integration.blobs.conftest import service

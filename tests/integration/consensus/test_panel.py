@@ -18,7 +18,7 @@ from exai.app import open_app
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.ledger import UsageQuery
 from exai.errors import BudgetExceeded, Conflict, InvalidArgument, NotConfigured, ProviderUnavailable
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.results import call_result
 from exai.models import LOCAL_OWNER, NewMessage

@@ -19,7 +19,7 @@ from exai.db.contents import PART_BYTES
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import connect
 from exai.errors import Conflict, InvalidArgument
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.daemon import ROOT, environment

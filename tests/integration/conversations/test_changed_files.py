@@ -13,8 +13,8 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest, ChatResult
 from exai.conversations.turns.disk import DiskComparison
 from exai.conversations.turns.prompt import Asked, estimate_tokens
+from exai.files.loading import FileContent
 from exai.files.paths import Roots
-from exai.files.service import FileContent
 from exai.files.sources import SourceReader, SourceRequest
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from exai.workflows import WorkflowRequest

@@ -12,7 +12,7 @@ import pytest
 from exai.app import open_app
 from exai.conversations import ChatRequest, ChatResult
 from exai.db.driver.pool import connect
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileId
 from exai.providers.completion import extraction
 from tests.integration.conversations.conftest import Rig, open_rig

@@ -17,9 +17,10 @@ from exai.conversations import AppendRequest, ChatRequest
 from exai.db.contents import PART_BYTES
 from exai.db.driver.pool import connect
 from exai.errors import BlobError, InvalidArgument, Overloaded
+from exai.files.loading import FileContent, FilePath
 from exai.files.moving import move_private
 from exai.files.paths import Roots
-from exai.files.service import FileContent, FilePath, FileService
+from exai.files.service import FileService
 from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig

@@ -10,9 +10,10 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.driver.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
+from exai.files.loading import FileContent, FilePath
 from exai.files.origins import GivenFiles
 from exai.files.paths import Roots
-from exai.files.service import FileContent, FilePath, FileService
+from exai.files.service import FileService
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig

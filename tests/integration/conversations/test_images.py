@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from exai.app import open_app
 from exai.conversations import ChatRequest, ChatResult
 from exai.errors import InvalidArgument
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileId
 from exai.settings.load import ProviderSettings
 from tests.integration.conversations.conftest import Rig, open_rig

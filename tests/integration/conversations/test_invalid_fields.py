@@ -23,11 +23,11 @@ from exai.db.filters import ListFilter
 from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument
-from exai.files.service import FileContent, FilePath
+from exai.files.loading import FileContent, FilePath
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.tools import invalid_arguments
 from exai.models import LOCAL_OWNER, NewMessage
-from exai.settings.load import LimitSettings
+from exai.settings.load import FileSettings, LimitSettings
 from exai.tools.registry import build_tools
 from tests.integration.conversations.conftest import Rig, open_rig
 
@@ -49,7 +49,10 @@ TEXTS = (*NOT_STORABLE, *NO_TEXTS)
 NAMES = (*TEXTS, "", "x" * 5_000)
 OPTIONAL_NAMES = NAMES
 REQUIRED_NAMES = (*NAMES, None)
-CONTENTS = (*TEXTS, None, "x" * (LIMITS.message_bytes + 1), "é" * (LIMITS.message_bytes // 2 + 1))
+BEYOND_FILES = "x" * (FileSettings().max_bytes + LIMITS.message_bytes)
+"""A text of which neither a message nor a file can hold the rest."""
+
+CONTENTS = (*TEXTS, None, BEYOND_FILES)
 NO_NUMBERS = (True, False, "1", 1.0, nan, -1, 2**63, 2**70, -(2**63), [1])
 NUMBERS = (*NO_NUMBERS, None)
 FROM_ONE = (*NUMBERS, 0)
@@ -335,7 +338,7 @@ LINES: Mapping[str, tuple[Iterable[Any], Callable[[Any], list[dict[str, Any]]]]]
     "line 2, role": ((*NO_JSON_TEXTS, "nobody"), lambda v: [HEADER, MESSAGE | {"role": v}]),
     "line 2, kind": ((*NO_JSON_TEXTS, "", "x" * 101), lambda v: [HEADER, MESSAGE | {"kind": v}]),
     "line 2, content": (
-        (*NO_JSON_TEXTS, None, "x" * (LIMITS.message_bytes + 1)),
+        (*NO_JSON_TEXTS, None, BEYOND_FILES),
         lambda v: [HEADER, MESSAGE | {"content": v}],
     ),
     "line 2, metadata": (JSON_OBJECTS, lambda v: [HEADER, MESSAGE | {"metadata": v}]),
@@ -374,7 +377,7 @@ TOOL_ARGUMENTS: Mapping[str, tuple[dict[str, Any], dict[str, Iterable[Any]]]] = 
     "chat": (
         {"prompt": "hi"},
         {
-            "prompt": LONG,
+            "prompt": (*LONG[:2], BEYOND_FILES),
             "system": LONG,
             "model": SHORT,
             "continuation_id": SHORT,
@@ -388,7 +391,7 @@ TOOL_ARGUMENTS: Mapping[str, tuple[dict[str, Any], dict[str, Iterable[Any]]]] = 
     "conversation_append": (
         {"messages": [{"role": "user", "content": "x"}]},
         {
-            "messages[0].content": [[{"role": "user", "content": each}] for each in LONG],
+            "messages[0].content": [[{"role": "user", "content": each}] for each in (*LONG[:2], BEYOND_FILES)],
             "messages[0].metadata": [[{"role": "user", "content": "x", "metadata": each}] for each in JSON],
             "messages": ([], [{"role": "user", "content": "x"}] * 1_001),
             "title": SHORT,

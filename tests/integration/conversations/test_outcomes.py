@@ -18,6 +18,7 @@ from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.changes import Notices
+from exai.conversations.large import LargeContent
 from exai.conversations.publishing import Publisher
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
@@ -219,6 +220,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
         budgets=Budgets(BudgetSettings(), rig.app.providers),
         answers=AnswerCache(rig.app.cache.answers, providers, AnswerSettings(), rig.app.recorder),
         disk=DiskComparison(rig.app.sources),
+        large=LargeContent(rig.app.files, rig.app.settings.limits),
     )
     heard, named = asyncio.Event(), []
 

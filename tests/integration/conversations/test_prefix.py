@@ -12,7 +12,7 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.errors import ProviderTooLong
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import ProviderServer, Received, failure, kimi_answer

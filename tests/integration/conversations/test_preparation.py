@@ -13,7 +13,7 @@ from exai.conversations import ChatRequest, ChatResult, RunningTurn
 from exai.conversations.turns.preparation import Reserve
 from exai.db.driver.pool import connect
 from exai.errors import Conflict, InvalidArgument
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.integration.conversations.conftest import Rig, open_rig
 

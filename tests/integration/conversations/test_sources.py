@@ -13,8 +13,9 @@ import pytest
 from exai.conversations import ChatRequest
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.errors import DeadlineExceeded, InvalidArgument, NotFound
+from exai.files.loading import FileContent
 from exai.files.paths import Roots
-from exai.files.service import FileContent, FileService
+from exai.files.service import FileService
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
 from exai.files.sources.reader import THREADS
 from exai.models import LOCAL_OWNER, Owner

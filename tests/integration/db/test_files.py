@@ -23,7 +23,7 @@ OTHER = Owner("other")
 def content(text: str, name: str = "notes.md", media_type: str = "text/markdown") -> NewFile:
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return NewFile(
-        new_id(), sha256, len(text), media_type, name, new_id(), "utf-8", characters=len(text), data=text.encode()
+        new_id(), sha256, len(text), media_type, name, new_id(), "utf-8", characters=(len(text),), data=text.encode()
     )
 
 

@@ -11,6 +11,7 @@ from exai.blobs.base import Blobs
 from exai.cache.conversations import open_cache
 from exai.conversations.changes import Notices
 from exai.conversations.formats import ConversationText, MessageText
+from exai.conversations.large import LargeContent
 from exai.conversations.publishing import Publisher
 from exai.conversations.transfer import Transfer
 from exai.db.contents import PostgresBlobs
@@ -202,7 +203,7 @@ async def test_an_import_goes_in_batches_that_an_append_may_have(
     async with open_cache(CacheSettings(), None, recorder=Counters(), changes=repository.changes) as cache:  # type: ignore[arg-type]
         blobs = Blobs(PostgresBlobs(database))
         files = FileService(FileRepository(database), blobs, FileSettings(), limits=limits, roots=Roots([]))
-        service = Transfer(transfer, Publisher(cache, Notices()), limits, files)
+        service = Transfer(transfer, Publisher(cache, Notices()), limits, files, LargeContent(files, limits))
         assert [each.seen async for each in service.import_text(LOCAL_OWNER, text)] == [1, 3, 5, 6]
     stored = (await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))).messages
     assert [len(each.content) for each in stored] == sizes

@@ -18,7 +18,7 @@ from exai.db.backup.snapshot import read_tables
 from exai.db.erasure import ErasureRepository
 from exai.db.lifecycle import ConversationUpdate
 from exai.errors import BlobError, InvalidArgument, NotFound
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
 from tests.support.daemon import environment

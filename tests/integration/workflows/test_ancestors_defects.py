@@ -11,7 +11,7 @@ import pytest
 
 from exai.app import open_app
 from exai.errors import NotFound
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig

@@ -11,7 +11,7 @@ import pytest
 
 from exai.app import App, open_app
 from exai.errors import ExaiError
-from exai.files.service import FileContent
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, FileId
 from exai.settings.load import FileSettings
 from exai.token_estimate import text_tokens

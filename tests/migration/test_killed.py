@@ -35,8 +35,8 @@ class CuttingProxy(PgProxy):
 
     last = 0
 
-    def _heard(self, kind: bytes, body: bytes) -> bool:
-        return super()._heard(kind, body) or len(self.statements) == self.last
+    def _note_packet(self, kind: bytes, body: bytes) -> bool:
+        return super()._note_packet(kind, body) or len(self.statements) == self.last
 
 
 async def start(url: str) -> asyncio.subprocess.Process:

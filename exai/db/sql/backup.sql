@@ -52,6 +52,7 @@ select x.owner::text as owner, x.sha256::text as sha256, x.size_bytes::bigint as
         (select f.owner, f.sha256, pg_catalog.max(f.size_bytes), 'directory', pg_catalog.max(f.storage_path), false
            from public.files f
           where (f.owner, f.sha256) > ($1::text, $2::text) and f.storage_path is not null
+            and f.sha256 is not null and f.size_bytes is not null
             and not exists (select from exai.contents c where c.owner = f.owner and c.sha256 = f.sha256)
           group by f.owner, f.sha256
           order by f.owner, f.sha256

@@ -33,15 +33,17 @@ class Side:
         given = {"HOME": str(self.home), "EXAI_DATA_DIR": str(self.home), "EXAI_CACHE__URL": "off"}
         return {**given, "EXAI_DATABASE__URL": self.url, **more}
 
-    async def exai(self, *arguments: str, **more: str) -> tuple[int, str]:
-        """Run a command; returns its status and everything that it printed."""
-        process = await self.start(*arguments, **more)
+    async def exai(self, *arguments: str, limit_kb: int | None = None, **more: str) -> tuple[int, str]:
+        """Run a command, which may write files up to a size; returns its status and everything that it printed."""
+        process = await self.start(*arguments, limit_kb=limit_kb, **more)
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()
 
-    async def start(self, *arguments: str, **more: str) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str, limit_kb: int | None = None, **more: str) -> asyncio.subprocess.Process:
         """Start a command."""
+        limited = ("sh", "-c", f'ulimit -f {2 * limit_kb}; exec "$@"', "sh") if limit_kb else ()
         return await asyncio.create_subprocess_exec(
+            *limited,
             sys.executable,
             "-m",
             "exai",

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, NamedTuple, TextIO
 
 import orjson
@@ -194,7 +195,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     Held lines are written before the process exits, unless it is killed. A line that cannot be written is lost.
     """
 
-    def __init__(self, stream: TextIO, lines_of: Callable[[Iterable[EventDict]], str]) -> None:
+    def __init__(self, stream: TextIO, lines_of: Callable[[Iterable[_LogEntry]], str]) -> None:
         super().__init__(stream)
         self._lines_of = lines_of
         self._waiting: deque[_LogEntry] = deque()
@@ -218,7 +219,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             self._flushing_loop = None
             # Other threads may append lines meanwhile; this flush or the next one writes them.
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            text = self._lines_of(event for entry in waiting for event in _completed(entry))
+            text = self._lines_of(waiting)
             with contextlib.suppress(OSError, ValueError):
                 self.stream.write(text)
                 self.stream.flush()
@@ -262,8 +263,8 @@ def _to_entry(logger: _EntryLogger, method: str, event: EventDict) -> tuple[tupl
     return (_LogEntry(logger.name, method, {}, (event,), copy_context(), datetime.now(UTC)),), {}
 
 
-def _completed(entry: _LogEntry) -> list[EventDict]:
-    """Return complete events. Replaces the standard chain of processors by one step."""
+def _parts(entry: _LogEntry) -> tuple[EventDict, list[EventDict], EventDict]:
+    """Return what begins each event, the events, and what ends each. Replaces the standard chain of processors."""
     bound = {
         variable.name.removeprefix(STRUCTLOG_KEY_PREFIX): value
         for variable, value in entry.context.items()
@@ -271,12 +272,11 @@ def _completed(entry: _LogEntry) -> list[EventDict]:
     }
     common = redact(None, entry.level, {**bound, **entry.common})
     own = {"level": entry.level, "logger": entry.logger, "timestamp": entry.at}
-    completed: list[EventDict] = []
+    events: list[EventDict] = []
     for event in entry.events:
         has_trace = "exc_info" in event or "stack_info" in event
-        clean = redact(None, entry.level, _with_trace(entry.level, event) if has_trace else event)
-        completed.append({**common, **clean, **own})
-    return completed
+        events.append(redact(None, entry.level, _with_trace(entry.level, event) if has_trace else event))
+    return common, events, own
 
 
 def _with_trace(level: str, event: EventDict) -> EventDict:
@@ -284,17 +284,32 @@ def _with_trace(level: str, event: EventDict) -> EventDict:
     return structlog.processors.format_exc_info(None, level, event)
 
 
-def _as_lines(render: Processor, events: Iterable[EventDict]) -> str:
-    return "".join([f"{render(None, event['level'], event)!s}\n" for event in events])
+def _as_lines(render: Processor, entries: Iterable[_LogEntry]) -> str:
+    lines: list[str] = []
+    for common, events, own in map(_parts, entries):
+        lines += [f"{render(None, own['level'], {**common, **event, **own})!s}\n" for event in events]
+    return "".join(lines)
 
 
-def _as_json_lines(events: Iterable[EventDict]) -> str:
+def _as_json_lines(entries: Iterable[_LogEntry]) -> str:
     """Return the lines of `_as_lines` with `_as_json`, using the encoder's own line ends."""
-    events = list(events)
+    entries = list(entries)
     try:
-        return b"".join([orjson.dumps(event, default=repr, option=_JSON_LINE) for event in events]).decode()
+        return b"".join([line for entry in entries for line in _json_lines(*_parts(entry))]).decode()
     except TypeError:
-        return _as_lines(_as_json, events)
+        return _as_lines(_as_json, entries)
+
+
+def _json_lines(common: EventDict, events: list[EventDict], own: EventDict) -> list[bytes]:
+    encode = orjson.dumps
+    beside = {*common, *own}
+    are_apart = len(beside) == len(common) + len(own) and beside.isdisjoint(chain.from_iterable(events))
+    if len(events) == 1 or not are_apart or not all(events):
+        return [encode({**common, **event, **own}, default=repr, option=_JSON_LINE) for event in events]
+    # What the events have in common is encoded once: most lines are about the calls that one iteration answers.
+    first = encode(common, default=repr, option=_JSON)[:-1] + b","
+    last = b"," + encode(own, default=repr, option=_JSON_LINE)[1:]
+    return [b"%b%b%b" % (first, encode(event, default=repr, option=_JSON)[1:-1], last) for event in events]
 
 
 def _as_json(logger: WrappedLogger, method: str, event: EventDict) -> str:

@@ -101,19 +101,20 @@ class McpServer:
     def enlist(self, session: Session) -> None:
         """Count a session that starts, or that takes another request."""
         self._sessions.add(session)
-        self._count()
+        if not self._is_count_due:
+            self._count()
 
     def forget(self, session: Session) -> None:
         """Stop counting a session that has ended, or that waits for another request."""
         self._sessions.discard(session)
-        self._count()
+        if not self._is_count_due:
+            self._count()
         self.runtime.activity.set()
 
     def _count(self) -> None:
         """Schedule the update of the session gauge for the end of this iteration, in which many may start and end."""
-        if not self._is_count_due:
-            self._is_count_due = True
-            asyncio.get_running_loop().call_soon(self._report_count)
+        self._is_count_due = True
+        asyncio.get_running_loop().call_soon(self._report_count)
 
     def _report_count(self) -> None:
         self._is_count_due = False

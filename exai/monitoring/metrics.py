@@ -119,14 +119,23 @@ class MetricsRecorder:
         """Add observations to a histogram (`..._seconds`, `..._bytes`)."""
         series = self._known.get(("histogram", name, *labels.items())) or self._resolve("histogram", name, labels)
         now = self._clock()
+        if series is None or not isfinite(sum(values)):
+            values = self._drop_unfit(name, values, series)
+        if series is None:
+            return
+        buckets, bounds = series.buckets, self._families[name].bounds
         for value in values:
-            if series is None or not isfinite(value):
-                self._count_dropped(name)
-                continue
-            series.sum += value
-            series.count += 1
-            series.buckets[bisect_left(self._families[name].bounds, value)] += 1
-            series.recent.append((now, value))
+            buckets[bisect_left(bounds, value)] += 1
+        series.sum += sum(values)
+        series.count += len(values)
+        series.recent.extend([(now, value) for value in values])
+
+    def _drop_unfit(self, name: str, values: tuple[float, ...], series: _Series | None) -> tuple[float, ...]:
+        """Return the values that can be recorded, and count the others as dropped."""
+        fit = () if series is None else tuple(value for value in values if isfinite(value))
+        for _ in range(len(values) - len(fit)):
+            self._count_dropped(name)
+        return fit
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""

@@ -152,6 +152,22 @@ async def test_shared_log_lines_equal_single_ones(format: str) -> None:
     assert "r1" in together
 
 
+@pytest.mark.parametrize("fields", [[{"request": "r1", "ms": 0.1}, {"request": "r2", "ms": 2.0}], [{"a": 1}, {}]])
+def test_shared_log_lines_are_byte_for_byte_those_of_single_events(fields: list[dict[str, object]]) -> None:
+    """What the events have in common is encoded once."""
+    common = {"owner": "o", "method": "tools/call", "note": f"see {KEY}"}
+    written = []
+    for together in (True, False):
+        stream = configured(format="json")
+        with structlog.contextvars.bound_contextvars(tool="chat"):
+            for events in [fields] if together else [[each] for each in fields]:
+                info_each("exai.mcp", "request", common, [dict(each) for each in events])
+        written.append(re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "now", stream.getvalue()))
+    assert written[0] == written[1]
+    assert written[0].count("\n") == len(fields)
+    assert KEY not in written[0]
+
+
 def test_shared_log_lines_are_not_made_below_the_level() -> None:
     """A line that is not written must not cost a request anything."""
     stream = configured(level="warning")

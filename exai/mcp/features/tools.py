@@ -191,11 +191,12 @@ class ToolRegistry:
             given, notes = coerce(known.schema, given, spec.arguments.KEEPS_EMPTY)
             if not isinstance(given, dict):
                 raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
+        has_meta = "_meta" in call.params
         try:
-            arguments = known.validate(_with_meta(spec, given, call.params))
+            arguments = known.validate(_with_meta(spec, given, call.params) if has_meta else given)
         except ValidationError as error:
             return invalid_arguments(spec, error)
-        if "_meta" in call.params:
+        if has_meta:
             context.directory = directory_of_call(call.params, context.directory)
         if spec.answer_from is None or run_as_task is None:
             return call_result(await spec.handler(arguments, context), notes)

@@ -53,4 +53,4 @@ class Accounting:
 
 def _own(ended: _Ended) -> dict[str, object]:
     request, duration_s, _ = ended
-    return {"request": request, "ms": round(duration_s * 1000, 1)}
+    return {"request": request, "ms": int(duration_s * 10_000 + 0.5) / 10}  # `round` takes a third of the line's time

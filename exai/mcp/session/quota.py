@@ -61,39 +61,42 @@ class Bucket:
     def __init__(self, per_s: float, now: float, *, least: float = 1.0) -> None:
         self._per_s = per_s
         self._most = max(per_s * BURST_S, least)
-        self._left = self._most
+        self.left = self._most
         self._filled_at = now
 
     def wait_s(self, wanted: float, now: float) -> float:
         """Return the seconds until this amount can be taken; 0 if it can be taken now."""
-        left = self._left + (now - self._filled_at) * self._per_s
-        self._left = left if left < self._most else self._most  # noqa: FURB136 - `min` takes longer than all of this
+        left = self.refill(now)
+        return 0.0 if wanted <= left else max(0.0, (min(wanted, self._most) - left) / self._per_s)
+
+    def refill(self, now: float) -> float:
+        """Add what has flowed in since the last time, and return the content."""
+        left = self.left + (now - self._filled_at) * self._per_s
+        self.left = left = left if left < self._most else self._most  # noqa: FURB136 - `min` takes longer than this
         self._filled_at = now
-        if wanted <= self._left:
-            return 0.0
-        return max(0.0, (min(wanted, self._most) - self._left) / self._per_s)
+        return left
 
     def take(self, wanted: float) -> None:
         """Take an amount that `wait_s` has just allowed, or the whole content if it is less."""
-        self._left = self._left - wanted if self._left > wanted else 0.0
+        self.left = self.left - wanted if self.left > wanted else 0.0
 
 
 class RecentSenders:
     """The two owners that sent last: enough to decide whether an owner is alone."""
 
     def __init__(self) -> None:
-        self._last: tuple[Quota | None, float] = (None, -inf)
-        self._before: tuple[Quota | None, float] = (None, -inf)
+        self._last: Quota | None = None
+        self._last_at = self._before_at = -inf
 
     def note(self, owner: Quota, now: float) -> None:
         """Note that an owner has sent something."""
-        if self._last[0] is not owner:
-            self._before = self._last
-        self._last = (owner, now)
+        if self._last is not owner:
+            self._last, self._before_at = owner, self._last_at
+        self._last_at = now
 
     def is_shared(self, owner: Quota, now: float) -> bool:
         """Return whether another owner has sent something within `ALONE_AFTER_S`."""
-        _, sent_at = self._before if self._last[0] is owner else self._last
+        sent_at = self._before_at if self._last is owner else self._last_at
         return now - sent_at < ALONE_AFTER_S
 
 
@@ -157,6 +160,12 @@ class Quota:
     def take(self, size_bytes: int) -> None:
         """Count one message by number and size. Raises `Overloaded`, and then counts nothing."""
         now = self._clock()
+        requests, volume = self._requests, self._bytes
+        if requests.refill(now) >= 1 and volume.refill(now) >= size_bytes:
+            requests.left -= 1
+            volume.left -= size_bytes
+            self._senders.note(self, now)
+            return
         # Both limits are checked before either is charged, so that a refused message counts for nothing.
         if (wait_s := self._requests.wait_s(1, now)) > 0:
             self.note_limited("requests_per_s")
@@ -234,6 +243,10 @@ class Quotas:
             recorder.count("owner_limited_total", 0, limit=limit)
         self._senders = RecentSenders()
         self._known: OrderedDict[Owner, Quota] = OrderedDict()
+        # The owner that was looked up last, and the time before which no owner can be idle for long enough.
+        self._newest: Quota | None = None
+        self._newest_owner: Owner | None = None
+        self._next_look = -inf
 
     def __len__(self) -> int:
         return len(self._known)
@@ -241,18 +254,22 @@ class Quotas:
     def of(self, owner: Owner) -> Quota:
         """Return an owner's quota: the same object for as long as it has usage to remember."""
         now = self._clock()
-        self._forget_idle(now)
-        quota = self._known.get(owner)
-        if quota is None:
-            quota = self._known[owner] = Quota(self._limits, self._clock, self._senders, self._recorder)
+        quota = self._newest
+        if quota is None or owner != self._newest_owner or now >= self._next_look:
+            self._forget_idle(now)
+            quota = self._known.get(owner)
+            if quota is None:
+                quota = self._known[owner] = Quota(self._limits, self._clock, self._senders, self._recorder)
+            self._known.move_to_end(owner)
+            self._newest, self._newest_owner = quota, owner
         quota.used_at = now
-        self._known.move_to_end(owner)
         return quota
 
     def _forget_idle(self, now: float) -> None:
         for _ in range(_LOOKED_AT):
             owner = next(iter(self._known), None)
-            if owner is None or self._known[owner].used_at + BURST_S > now:
+            self._next_look = now + BURST_S if owner is None else self._known[owner].used_at + BURST_S
+            if owner is None or self._next_look > now:
                 return
             if self._known[owner].is_idle:
                 del self._known[owner]

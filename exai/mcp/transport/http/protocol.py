@@ -264,11 +264,12 @@ class _Http(PostProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_message_open and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._wait_if_closing()
+        elif self._is_message_open:
             # The answer precedes the end of the body. The rest is read and discarded: closing now would reset the
             # connection, and the answer would be lost. The time for that is limited.
             self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
-        self._wait_if_closing()
 
     def handle_websocket_upgrade(self) -> None:
         self._have_patience()

@@ -41,6 +41,9 @@ MIN_INTERVALS: Final = 7
 MIN_INTERVAL_S: Final = 0.002
 """Shorter intervals are not kept: the event loop's timers have a resolution of 1 ms."""
 
+LEAST_PACED_S: Final = MIN_INTERVALS * MIN_INTERVAL_S
+"""The shortest round trip that has such intervals."""
+
 HANGING_S: Final = 0.05
 """A statement in flight for this long beyond the network floor may hang, and no longer delays the next batch. A smaller
 value would send more and smaller batches to a server that is merely busy."""
@@ -57,12 +60,8 @@ class NetworkFloor:
         self._clock = clock
         self._quickest_s = self._quickest_before_s = inf
         self._window_ends = clock() + WINDOW_S
-
-    @property
-    def floor_s(self) -> float:
+        self.floor_s = 0.0
         """The shortest round trip in seconds; 0 before the first observation."""
-        quickest_s = min(self._quickest_s, self._quickest_before_s)
-        return 0.0 if quickest_s == inf else quickest_s
 
     @property
     def is_far(self) -> bool:
@@ -76,6 +75,7 @@ class NetworkFloor:
             self._quickest_before_s, self._quickest_s = self._quickest_s, inf
             self._window_ends = now + WINDOW_S
         self._quickest_s = min(self._quickest_s, took_s)
+        self.floor_s = min(self._quickest_s, self._quickest_before_s)
 
 
 class PoolShare:
@@ -137,6 +137,8 @@ class ConcurrencyLimit:
 
     def pause_s(self, in_flight: int) -> float:
         """Implement `Limit`: the rest of the interval at which all places are used in turn."""
+        if self._network.floor_s < LEAST_PACED_S:
+            return 0.0
         interval_s = self._interval_s
         if not interval_s or in_flight * UNPACED < self.at_once:
             return 0.0

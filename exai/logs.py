@@ -195,7 +195,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     Held lines are written before the process exits, unless it is killed. A line that cannot be written is lost.
     """
 
-    def __init__(self, stream: TextIO, lines_of: Callable[[Iterable[_LogEntry]], str]) -> None:
+    def __init__(self, stream: TextIO, lines_of: Callable[[Sequence[_LogEntry]], str]) -> None:
         super().__init__(stream)
         self._lines_of = lines_of
         self._waiting: deque[_LogEntry] = deque()
@@ -272,14 +272,12 @@ def _parts(entry: _LogEntry) -> tuple[EventDict, list[EventDict], EventDict]:
     }
     common = redact(None, entry.level, {**bound, **entry.common})
     own = {"level": entry.level, "logger": entry.logger, "timestamp": entry.at}
-    events: list[EventDict] = []
-    for event in entry.events:
-        has_trace = "exc_info" in event or "stack_info" in event
-        events.append(redact(None, entry.level, _with_trace(entry.level, event) if has_trace else event))
-    return common, events, own
+    return common, [redact(None, entry.level, _with_trace(entry.level, event)) for event in entry.events], own
 
 
 def _with_trace(level: str, event: EventDict) -> EventDict:
+    if "exc_info" not in event and "stack_info" not in event:
+        return event
     event = structlog.processors.StackInfoRenderer()(None, level, event)
     return structlog.processors.format_exc_info(None, level, event)
 
@@ -291,25 +289,28 @@ def _as_lines(render: Processor, entries: Iterable[_LogEntry]) -> str:
     return "".join(lines)
 
 
-def _as_json_lines(entries: Iterable[_LogEntry]) -> str:
+def _as_json_lines(entries: Sequence[_LogEntry]) -> str:
     """Return the lines of `_as_lines` with `_as_json`, using the encoder's own line ends."""
-    entries = list(entries)
     try:
-        return b"".join([line for entry in entries for line in _json_lines(*_parts(entry))]).decode()
+        return b"".join([part for entry in entries for part in _json_lines(*_parts(entry))]).decode()
     except TypeError:
         return _as_lines(_as_json, entries)
 
 
 def _json_lines(common: EventDict, events: list[EventDict], own: EventDict) -> list[bytes]:
+    """Return the lines of an entry, in parts that only have to be joined."""
     encode = orjson.dumps
     beside = {*common, *own}
     are_apart = len(beside) == len(common) + len(own) and beside.isdisjoint(chain.from_iterable(events))
     if len(events) == 1 or not are_apart or not all(events):
         return [encode({**common, **event, **own}, default=repr, option=_JSON_LINE) for event in events]
-    # What the events have in common is encoded once: most lines are about the calls that one iteration answers.
+    # What they have in common is encoded once: most lines are about the calls that one iteration answers.
     first = encode(common, default=repr, option=_JSON)[:-1] + b","
     last = b"," + encode(own, default=repr, option=_JSON_LINE)[1:]
-    return [b"%b%b%b" % (first, encode(event, default=repr, option=_JSON)[1:-1], last) for event in events]
+    parts: list[bytes] = []
+    for event in events:
+        parts += (first, encode(event, default=repr, option=_JSON)[1:-1], last)
+    return parts
 
 
 def _as_json(logger: WrappedLogger, method: str, event: EventDict) -> str:

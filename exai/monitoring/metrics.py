@@ -118,24 +118,19 @@ class MetricsRecorder:
     def observe(self, name: str, /, *values: float, **labels: str) -> None:
         """Add observations to a histogram (`..._seconds`, `..._bytes`)."""
         series = self._known.get(("histogram", name, *labels.items())) or self._resolve("histogram", name, labels)
-        now = self._clock()
-        if series is None or not isfinite(sum(values)):
-            values = self._drop_unfit(name, values, series)
         if series is None:
+            for _ in values:
+                self._count_dropped(name)
             return
-        buckets, bounds = series.buckets, self._families[name].bounds
+        now, bounds, buckets, recent = self._clock(), self._families[name].bounds, series.buckets, series.recent
         for value in values:
+            if not isfinite(value):
+                self._count_dropped(name)
+                continue
+            series.sum += value
+            series.count += 1
             buckets[bisect_left(bounds, value)] += 1
-        series.sum += sum(values)
-        series.count += len(values)
-        series.recent.extend([(now, value) for value in values])
-
-    def _drop_unfit(self, name: str, values: tuple[float, ...], series: _Series | None) -> tuple[float, ...]:
-        """Return the values that can be recorded, and count the others as dropped."""
-        fit = () if series is None else tuple(value for value in values if isfinite(value))
-        for _ in range(len(values) - len(fit)):
-            self._count_dropped(name)
-        return fit
+            recent.append((now, value))
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""

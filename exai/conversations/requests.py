@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from exai.conversations.titles import opening
+from exai.files.paths import MAX_PATH_CHARS
 from exai.files.pieces import Taken
 from exai.files.sources import ChangedFile
 from exai.models import (
@@ -134,6 +135,8 @@ class ChatRequest:
         if self.thinking is not None:
             check_choice("thinking", self.thinking, get_args(Thinking))
         check_choice("cache", self.cache, get_args(CacheUse))
+        for place, name in enumerate(self.named):
+            check_name(f"files[{place}]", name, MAX_PATH_CHARS)
         check_messages(chat_messages(self), limits)
 
     @property

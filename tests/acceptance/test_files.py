@@ -77,3 +77,30 @@ async def test_same_bytes_under_two_names_are_two_files(daemons: tuple[Daemon, D
         assert (await call(first, "file_get", file_id=production["file_id"]))["content"] == "x: 1"
         error = await refused(first, "file_get", file_id=staging["file_id"])
         assert error["code"] == "not_found"
+
+
+async def test_client_pages_a_file_by_lines_and_reads_large_content_as_it_was_sent(
+    daemons: tuple[Daemon, Daemon, ProviderServer],
+) -> None:
+    """Over the socket, with the official client: each page says where the next one begins."""
+    one, two, _ = daemons
+    lines = [f"line {number} é\n" for number in range(1, 31)]
+    url = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 120).decode()
+    async with connect(one.url) as first, connect(two.url) as second:
+        file = await call(first, "file_put", name="a.txt", content="".join(lines))
+        page = await call(second, "file_get", file_id=file["file_id"], line=3, lines=4)
+        assert page["content"] == "".join(lines[2:6])
+        rest = await call(second, "file_get", file_id=file["file_id"], line=page["next_line"], lines=100)
+        assert rest["content"] == "".join(lines[6:])
+        message = {"role": "user", "content": f"see {url} there"}
+        name = (await call(first, "conversation_append", messages=[message]))["continuation_id"]
+        shown = await call(second, "conversation_get", continuation_id=name)
+        assert "<content name=" in shown["messages"][0]["content"]
+        assert len(shown["messages"][0]["content"]) < 500
+        content, offset = "", 0
+        while offset is not None:
+            part = await call(second, "conversation_get", continuation_id=name, seq=1, char_offset=offset, whole=True)
+            content += part["messages"][0]["content"]
+            offset = part["messages"][0]["next_offset"]
+        assert content == message["content"]
+        assert part["messages"][0]["metadata"] == {}

@@ -36,9 +36,10 @@ class Maintenance:
         `exai prune`; every step is one bounded statement.
         Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
-        await self.expire()
         if idle_days is not None:
             check_duration("idle_days", idle_days, MAX_IDLE_DAYS)
+        await self.expire()
+        if idle_days is not None:
             while await self._repository.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
                 pass
         removed = 0

@@ -115,7 +115,7 @@ update public.files f set storage_path = c.storage_path
 -- Renames an owner in the events of the history.
 update monitoring.metrics_raw m
    set data = pg_catalog.jsonb_set(m.data, '{labels,owner}', pg_catalog.to_jsonb($2::text))
- where m.data #>> '{labels,owner}' = $1::text;
+ where m.data #>> '{labels,owner}'::text[] = $1::text;
 
 -- name: restore_minute_owner
 -- repeat: keyed
@@ -123,7 +123,7 @@ update monitoring.metrics_raw m
 -- Renames an owner in the sums of minutes.
 update monitoring.metrics_1min m
    set labels = pg_catalog.jsonb_set(m.labels, '{owner}', pg_catalog.to_jsonb($2::text))
- where m.labels ->> 'owner' = $1::text;
+ where m.labels ->> 'owner'::text = $1::text;
 
 -- name: restore_hour_owner
 -- repeat: keyed
@@ -131,7 +131,7 @@ update monitoring.metrics_1min m
 -- Renames an owner in the sums of hours.
 update monitoring.metrics_1hour m
    set labels = pg_catalog.jsonb_set(m.labels, '{owner}', pg_catalog.to_jsonb($2::text))
- where m.labels ->> 'owner' = $1::text;
+ where m.labels ->> 'owner'::text = $1::text;
 
 -- name: restore_turn_owner
 -- repeat: keyed
@@ -139,7 +139,7 @@ update monitoring.metrics_1hour m
 -- Renames an owner in the headers that turns hold for repetitions of their requests.
 update public.turns t
    set metadata = pg_catalog.jsonb_set(t.metadata, '{conversation,owner}', pg_catalog.to_jsonb($2::text))
- where t.metadata #>> '{conversation,owner}' = $1::text;
+ where t.metadata #>> '{conversation,owner}'::text[] = $1::text;
 
 -- name: restore_quarantine_owner
 -- repeat: keyed
@@ -147,4 +147,4 @@ update public.turns t
 -- Renames an owner in rows that violate a key.
 update exai.quarantine q
    set "row" = pg_catalog.jsonb_set(q."row", '{owner}', pg_catalog.to_jsonb($2::text))
- where q."row" ->> 'owner' = $1::text;
+ where q."row" ->> 'owner'::text = $1::text;

@@ -4,7 +4,7 @@
 -- The statements that count and delete an owner's rows, or those of conversations, in every table that names one by a
 -- column, from the catalogs. Conversations themselves are deleted by erase_conversations.
 select (n.nspname || '.' || c.relname)::text as name, a.attname::text as by,
-       pg_catalog.format('select count(*) from %I.%I x where %s', n.nspname, c.relname, w.condition)::text as count,
+       pg_catalog.format('select pg_catalog.count(*) from %I.%I x where %s', n.nspname, c.relname, w.condition)::text as count,
        pg_catalog.format('delete from %I.%I x where %s', n.nspname, c.relname, w.condition)::text as remove
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -88,26 +88,26 @@ update exai.purged_turns p set continuation_id = p.conversation_id::text
 -- described: at first use
 -- Deletes rows of an older system by their owner or conversation.
 delete from exai.quarantine q
- where ($2::boolean and q."row" ->> 'owner' = $1::text) or q."row" ->> 'conversation_id' = any($3::text[])
-    or (q.table_name = 'conversations' and q."row" ->> 'id' = any($3::text[]));
+ where ($2::boolean and q."row" ->> 'owner'::text = $1::text) or q."row" ->> 'conversation_id'::text = any($3::text[])
+    or (q.table_name = 'conversations' and q."row" ->> 'id'::text = any($3::text[]));
 
 -- name: erase_events
 -- repeat: keyed
 -- described: at first use
 -- Deletes an owner's events of the history.
-delete from monitoring.metrics_raw m where m.data #>> '{labels,owner}' = $1::text;
+delete from monitoring.metrics_raw m where m.data #>> '{labels,owner}'::text[] = $1::text;
 
 -- name: erase_minutes
 -- repeat: keyed
 -- described: at first use
 -- Deletes an owner's sums of minutes.
-delete from monitoring.metrics_1min m where m.labels ->> 'owner' = $1::text;
+delete from monitoring.metrics_1min m where m.labels ->> 'owner'::text = $1::text;
 
 -- name: erase_hours
 -- repeat: keyed
 -- described: at first use
 -- Deletes an owner's sums of hours.
-delete from monitoring.metrics_1hour m where m.labels ->> 'owner' = $1::text;
+delete from monitoring.metrics_1hour m where m.labels ->> 'owner'::text = $1::text;
 
 -- name: forget_removals
 -- repeat: keyed

@@ -28,7 +28,11 @@ test-poolers: .venv/dev.done .venv/referees/done .venv/s3/done ## run the suite 
 		test -x "$$bin/initdb" || continue; \
 		EXAI_TEST_PG_BIN="$$bin" $(PY) -m pytest -q $(ARGS) || exit 1; done
 
-check: .venv/dev.done ## check formatting, lint, types, import layers, dead code and lock files
+# For long lines of shell commands and of rules for alerts; the files hold one document each.
+YAML_RULES := {extends: default, rules: {line-length: {max: 150}, document-start: disable, comments-indentation: disable, \
+	braces: {max-spaces-inside: 1}}}
+
+check: .venv/dev.done ## check formatting, lint, types, import layers, dead code, lock files and files of containers
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy
@@ -36,6 +40,11 @@ check: .venv/dev.done ## check formatting, lint, types, import layers, dead code
 	@$(PY) -m vulture
 	@$(PY) -m docs.reference --check
 	@$(PY) requirements/lock.py --check
+	@.venv/bin/hadolint docker/Dockerfile
+	@.venv/bin/shellcheck docker/*.sh tests/containers/images/*.sh .ci/run
+	@$(PY) -m yamllint --strict -d "$(YAML_RULES)" compose.yaml docker tests/containers
+	@$(PY) -m check_jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	@sh docker/check.sh
 
 test-adoption: .venv/dev.done ## migrate a million messages of an older system while its clients stay active (minutes)
 	@$(PY) -m pytest -n 0 -s -m heavy tests/migration $(ARGS)
@@ -53,6 +62,7 @@ test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same wit
 fault: .venv/dev.done ## inject seeded faults into every component under load (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
+	@$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_rolling.py
 	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
 
 release: .venv/dev.done test ## test, build the distributions into dist/, and make the tag (ARGS=--tag)
@@ -63,6 +73,14 @@ soak: .venv/dev.done ## run mixed load with faults for an hour, and compare memo
 
 attack: .venv/dev.done ## run every attack of a hostile client in turn, with time limits (minutes)
 	@EXAI_ATTACK_TIMES=1 $(PY) -m pytest -n 0 -s -m attack tests $(ARGS)
+
+.PHONY: test-containers
+test-containers: .venv/dev.done ## build the image, run compose.yaml, and the suite on containers (Docker, or root and apt; ARGS="--stack" or "--suite")
+	@$(PY) -m tests.containers.run $(ARGS)
+
+.PHONY: check-supply
+check-supply: .venv/supply/done ## look for known vulnerabilities and forbidden licences in the container's packages; write a bill of materials
+	@$(PY) requirements/supply.py .venv/supply/bin .venv/supply/image/bin/python .venv/supply/bill-of-materials.json
 
 test-prometheus: .venv/dev.done ## ask a real Prometheus for everything that the dashboard shows (apt-get install prometheus)
 	@$(PY) -m pytest -n 0 -q -m "heavy or not heavy" tests/acceptance/test_prometheus.py $(ARGS)
@@ -182,6 +200,14 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@if command -v npm >/dev/null; then echo "installing Claude Code, Codex and Gemini CLI from npm (once)"; \
 		npm ci --prefix .venv/node-clients --no-audit --no-fund --ignore-scripts --silent && touch $@; \
 		else echo "npm is not on PATH: not tested with Claude Code, Codex and Gemini CLI"; fi
+
+.venv/supply/done: requirements/supply.lock requirements/image.lock | .venv/bin/python
+	@echo "installing auditing tools, and what the container holds, into environments of their own (once)"
+	@test -x .venv/supply/bin/python || $(PY) -m venv --without-pip .venv/supply
+	@$(PIP) --python .venv/supply/bin/python install --no-compile --require-hashes -r requirements/supply.lock
+	@$(PY) -m venv --clear --without-pip .venv/supply/image
+	@$(PIP) --python .venv/supply/image/bin/python install --no-compile --require-hashes -r requirements/image.lock
+	@touch $@
 
 .venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python
 	@echo "installing the fuzzer into an environment of its own (once)"

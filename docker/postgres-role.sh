@@ -3,7 +3,8 @@
 # superuser loses its password, so that nobody becomes it over the network.
 set -eu
 
-psql --set=ON_ERROR_STOP=1 --set=password="$POSTGRES_PASSWORD" --username="$POSTGRES_USER" --dbname=postgres <<'SQL'
+password=${POSTGRES_PASSWORD:-$(cat "$POSTGRES_PASSWORD_FILE")}
+psql --set=ON_ERROR_STOP=1 --set=password="$password" --username="$POSTGRES_USER" --dbname=postgres <<'SQL'
 create role exai login password :'password';
 create database exai owner exai;
 alter role current_user password null;

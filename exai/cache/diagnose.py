@@ -8,7 +8,6 @@ from typing import Final
 
 from exai.cache.redis.address import parse_address
 from exai.cache.redis.client import RedisClient
-from exai.cache.redis.faults import CacheRefused
 from exai.cache.redis.topology import open_topology
 from exai.errors import CacheError, ConfigError
 from exai.models import Finding, Recorder
@@ -58,10 +57,10 @@ async def _info(client: RedisClient) -> Mapping[str, str]:
 
 
 async def _snapshots(client: RedisClient) -> bool:
-    """Return whether RDB snapshots are scheduled; False for managed servers, which do not reveal it."""
+    """Return whether RDB snapshots are scheduled; False if the server, as a managed one, or its ACL hides it."""
     try:
         reply = await client.call(0, "CONFIG", "GET", "save")
-    except CacheRefused:
+    except CacheError:
         return False
     return isinstance(reply, list) and len(reply) == 2 and bool(reply[1])
 

@@ -106,6 +106,9 @@ def _add_service(commands: Any) -> None:
 
     config = commands.add_parser("config", help="show every setting with its value and origin")
     config.add_argument("--format", choices=("text", "json"), default="text")
+    config.add_argument(
+        "--check", action="store_true", help="only say whether a daemon could use the settings; connects to nothing"
+    )
 
     doctor = commands.add_parser("doctor", help="examine every component and name the cure for each problem")
     doctor.add_argument("--format", choices=("text", "json"), default="text")

@@ -68,6 +68,27 @@ def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bo
     return settings
 
 
+def show_settings(form: str) -> int:
+    """Print every setting with its value and origin, secrets hidden, as `text` or `json`. Returns the exit status."""
+    from exai.settings.load import describe, load_settings
+
+    settings = load_settings()
+    lines = describe(settings)
+    if form == "json":
+        import json
+
+        file = str(settings.env_file) if settings.env_file else None
+        print(json.dumps({"env_file": file, "settings": [line._asdict() for line in lines]}, indent=2))
+        return OK
+    comment = f"# {settings.env_file} was read" if settings.env_file else "# no .env file in this directory"
+    print(shown(comment, sys.stdout))
+    names = max(len(line.variable) for line in lines)
+    for line in lines:
+        origin = "" if line.origin == "default" else f"  # {line.origin}"
+        print(shown(f"{line.variable:<{names}}  {line.value or '-'}{origin}", sys.stdout))
+    return OK
+
+
 def announce_env_file(reading: Reading) -> None:
     """Print on standard error from which file settings were read, if any."""
     if reading.env_file is not None:

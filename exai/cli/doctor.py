@@ -9,11 +9,18 @@ import asyncio
 import socket
 
 from exai import doctor
+from exai.backends import roots_of
+from exai.cache.redis.address import parse_address as parse_cache
 from exai.cli.health_client import ask_health, local_address
+from exai.conversations.turns.budgets import pricing_of
+from exai.db.driver.address import parse_address as parse_database
 from exai.doctor import LOOK_LIMIT_S, LOOKS
 from exai.errors import ConfigError, StartupError
 from exai.models import Finding, Recorder
+from exai.monitoring.metrics import MetricsRecorder
 from exai.program import program
+from exai.providers.embeddings import open_embedder
+from exai.providers.opening import open_providers
 from exai.settings.credentials import check_daemon_token
 from exai.settings.load import Settings
 
@@ -28,6 +35,26 @@ async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_
         **{name: LOOKS[name] for name in names[before:]},
     }
     return await doctor.examine(settings, recorder, looks, limit_s)
+
+
+async def check_settings(settings: Settings) -> None:
+    """Raise `ConfigError` for what only a part of the daemon finds wrong: an address, a root, a model, a provider.
+
+    Connects to nothing, and starts nothing.
+    """
+    database, cache = settings.database, settings.cache.url
+    for name, url in (("URL", database.url), ("MIGRATION_URL", database.migration_url)):
+        if url is not None:
+            parse_database(url.get_secret_value(), f"EXAI_DATABASE__{name}")
+    if cache is not None and not isinstance(cache, str):
+        parse_cache(cache.get_secret_value())
+    roots_of(settings)
+    recorder, pricing = MetricsRecorder(), pricing_of(settings.budgets)
+    async with (
+        open_providers(settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing),
+        open_embedder(settings.answers, settings.providers, recorder, pricing),
+    ):
+        pass
 
 
 def table(findings: list[Finding]) -> str:

@@ -26,6 +26,7 @@ from exai.cli.command import (
     read_settings,
     require_server,
     run,
+    show_settings,
 )
 from exai.cli.terminal_text import shown
 from exai.errors import ConfigError, ExaiError
@@ -263,23 +264,13 @@ def _daemon(options: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from exai.settings.load import describe, load_settings
+    if options.check:
+        from exai.cli.doctor import check_settings
 
-    settings = load_settings()
-    lines = describe(settings)
-    if options.format == "json":
-        import json
-
-        file = str(settings.env_file) if settings.env_file else None
-        print(json.dumps({"env_file": file, "settings": [line._asdict() for line in lines]}, indent=2))
+        run(check_settings(read_settings(errors_only=True)))
+        print("the settings are valid")
         return OK
-    file = f"# {settings.env_file} was read" if settings.env_file else "# no .env file in this directory"
-    print(shown(file, sys.stdout))
-    names = max(len(line.variable) for line in lines)
-    for line in lines:
-        origin = "" if line.origin == "default" else f"  # {line.origin}"
-        print(shown(f"{line.variable:<{names}}  {line.value or '-'}{origin}", sys.stdout))
-    return OK
+    return show_settings(options.format)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,15 +1,16 @@
-"""Reads the environment and a `.env` file, without validating the values.
+"""Reads the environment, a directory of secrets and a `.env` file, without validating the values.
 
-Invariant: no choice between values is silent. The environment wins over the file, an `EXAI_` name wins over the
-older names of the same setting, two older names that disagree are refused, and every value keeps the name under which
-it was written. A `.env` found in the working directory may belong to a project of another author, so its values are
-marked, and `exai connect` does not read it at all. This module imports nothing heavy, because that command must start
-fast.
+Invariant: no choice between values is silent. The environment wins over a secret's file and that over `.env`, an
+`EXAI_` name wins over the older names of the same setting, two older names that disagree are refused, and every value
+keeps the name under which it was written. A `.env` found in the working directory may belong to a project of another
+author, so its values are marked, and `exai connect` does not read it at all. This module imports nothing heavy, because
+that command must start fast.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -21,6 +22,16 @@ from exai.errors import ConfigError
 ENV_FILE = Path(".env")
 ENV_FILE_VARIABLE: Final = "EXAI_ENV_FILE"
 """Names the file to read instead of the one in the working directory; `--env-file` sets it."""
+
+SECRETS_DIR_VARIABLE: Final = "EXAI_SECRETS_DIR"
+"""Names a directory in which each file is named for a variable and holds its value, as container platforms and systemd
+provide secrets."""
+
+NOT_SETTINGS: Final = (ENV_FILE_VARIABLE, SECRETS_DIR_VARIABLE)
+"""Variables that say where settings are, and so cannot be in a `.env` file themselves."""
+
+SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*")
+MAX_SECRET_BYTES: Final = 65_536
 
 MAX_ENV_FILE_BYTES = 1_048_576
 
@@ -92,10 +103,11 @@ def read_environment(
     env_file: Path | Search | None = "working directory",
     overrides: Mapping[str, str] | None = None,
 ) -> Reading:
-    """Collect the values of `overrides` (the command line), `environ` (default: the process's) and a `.env` file.
+    """Collect values: of `overrides` (the command line), `environ` (default: the process's), secrets, a `.env` file.
 
     `env_file` is the file, None for none, or where to look unless EXAI_ENV_FILE names one. Empty values count as
-    unset. A missing file is an error only if EXAI_ENV_FILE names it; a file that cannot be parsed always is.
+    unset. A missing file is an error only if EXAI_ENV_FILE names it; a file that cannot be parsed always is. A secret's
+    file that cannot be read is an error, and so is a missing directory that EXAI_SECRETS_DIR names.
     """
     environ = os.environ if environ is None else environ
     path, is_found = _file_to_read(environ, env_file) if isinstance(env_file, str) else (env_file, False)
@@ -103,11 +115,43 @@ def read_environment(
     if file_values is None and path is not None and isinstance(env_file, str) and named_env_file(environ):
         raise ConfigError(ENV_FILE_VARIABLE, f"names {path}, which does not exist", "Correct the path, or unset it")
     values = {value.name: value for value in file_values or ()}
+    values |= {value.name: value for value in _read_secrets(environ)}
     for origin, layer in (("environment", environ), ("command line", overrides or {})):
         for name, text in layer.items():
             if text.strip():
                 values[name] = Value(name, text.strip(), origin)
     return Reading(values, path if file_values is not None else None)
+
+
+def _read_secrets(environ: Mapping[str, str]) -> list[Value]:
+    """Return the values in the directory that EXAI_SECRETS_DIR names, except of files not named like a variable."""
+    named = environ.get(SECRETS_DIR_VARIABLE, "").strip()
+    if not named:
+        return []
+    directory = Path(named).expanduser()
+    try:
+        paths = sorted(path for path in directory.iterdir() if SECRET_NAME.fullmatch(path.name))
+    except OSError as error:
+        raise ConfigError(
+            SECRETS_DIR_VARIABLE, f"names {directory}, which cannot be listed ({error.strerror})", "Correct or unset it"
+        ) from error
+    return [value for path in paths if (value := _read_secret(path)).text]
+
+
+def _read_secret(path: Path) -> Value:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SECRET_BYTES + 1)
+        text = data.decode("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(
+            str(path), f"cannot be read ({error.strerror})", "Let EXAI's user read the file, or remove it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
+    if len(data) > MAX_SECRET_BYTES:
+        raise ConfigError(str(path), f"is larger than {MAX_SECRET_BYTES} bytes", "It holds one value and nothing else")
+    return Value(path.name, text, str(path))
 
 
 def named_env_file(environ: Mapping[str, str]) -> Path | None:
@@ -168,9 +212,9 @@ def _parse(path: Path, text: str, *, is_found: bool) -> list[Value]:
             lead = len(binding.original.string) - len(binding.original.string.lstrip())
             line = binding.original.line + binding.original.string[:lead].count("\n")
             raise ConfigError(f"{path}, line {line}", "is not of the form NAME=value", "Correct or remove the line")
-        if binding.key == ENV_FILE_VARIABLE:
+        if binding.key in NOT_SETTINGS:
             raise ConfigError(
-                f"{path}: {ENV_FILE_VARIABLE}",
+                f"{path}: {binding.key}",
                 "cannot be set in a .env file",
                 "Set it in the environment, or remove it",
             )

@@ -27,7 +27,7 @@ from exai.errors import ConfigError
 from exai.settings.addresses import UnusableAddress, redact
 from exai.settings.contradictions import contradictions, store_contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
-from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
+from exai.settings.environment import NOT_SETTINGS, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
     AnswerSettings,
     BudgetSettings,
@@ -304,7 +304,7 @@ def _unknown(reading: Reading) -> Iterator[ConfigError]:
         if (
             not upper.startswith("EXAI_")
             or name in names
-            or name == ENV_FILE_VARIABLE
+            or name in NOT_SETTINGS
             or ENDPOINT_VARIABLE.fullmatch(name)
             or upper.startswith(IGNORED_PREFIX)
             or _is_service_link(value)

@@ -154,11 +154,15 @@ class DatabaseSettings(Section):
 
 
 class CacheSettings(Section):
-    """Redis or Valkey. `off` means none, `embedded` EXAI's own, the default beside the embedded database."""
+    """Redis or Valkey. `off` means none, `embedded` EXAI's own, the default beside the embedded database.
+
+    With `required` a daemon does not start while the server cannot be reached, which is often a wrong address.
+    """
 
     url: Annotated[Literal["off", "embedded"], BeforeValidator(_off)] | CacheUrl | None = Field(
         default=None, union_mode="left_to_right"
     )
+    required: bool = True
     idle_hours: float = Field(default=24.0, gt=0)
     max_staleness_s: float = Field(default=2.0, gt=0, le=60)
     reconcile_interval_s: float = Field(default=0.5, gt=0)

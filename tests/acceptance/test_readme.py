@@ -109,7 +109,7 @@ def test_tools_of_the_readme_are_those_that_clients_are_offered(shared_daemon: D
 def test_variables_of_the_readme_exist() -> None:
     """Each is a setting or read by the tests; `EXAI_X__...` stands for the names that begin so."""
     text = (ROOT / "README.md").read_text("utf-8")
-    known = {each.name for each in variables()} | {"EXAI_ENV_FILE"}
+    known = {each.name for each in variables()} | {"EXAI_ENV_FILE", "EXAI_SECRETS_DIR"}
     for name in set(re.findall(r"\bEXAI_[A-Z0-9_]+", text)):
         if name.startswith(("EXAI_TEST_", "EXAI_FAULT_", "EXAI_SOAK_")):
             continue

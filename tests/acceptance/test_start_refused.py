@@ -12,7 +12,7 @@ from pathlib import Path
 
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import expected_revision
-from tests.support.daemon import ROOT, environment
+from tests.support.daemon import ROOT, environment, start_daemon
 from tests.support.migrations import revisions
 from tests.support.password_postgres import password_postgres
 
@@ -67,6 +67,17 @@ def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> Non
         "EXAI_DATA_DIR": str(tmp_path),
     }
     assert_refused(run_serve(settings), 3, CLOSED, "EXAI_CACHE__URL")
+
+
+def test_redis_that_is_not_required_keeps_no_daemon_down(postgres_url: str, tmp_path: Path) -> None:
+    """A container whose cache cannot load its volume serves from Postgres, and health says so."""
+    away = {"EXAI_CACHE__URL": f"unix://{tmp_path}/absent.sock", "EXAI_CACHE__REQUIRED": "false"}
+    with start_daemon({"EXAI_DATABASE__URL": postgres_url, "EXAI_DATA_DIR": str(tmp_path), **away}) as daemon:
+        assert "cache_away" in daemon.output
+        status, body = daemon.get("/health")
+        assert status == 200
+        assert body["components"]["cache"]["state"] == "down"
+        assert daemon.get("/health/ready")[0] == 200
 
 
 def test_patient_start_says_what_it_waits_for_and_can_be_stopped(tmp_path: Path) -> None:

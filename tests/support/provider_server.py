@@ -284,9 +284,9 @@ class ProviderServer:
             await self.changed.wait_for(lambda: len(self.chats) >= count)
         return self.chats[count - 1]
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
         """Listen on a free port, or the one given."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=1_048_576)
+        self._server = await asyncio.start_server(self._connected, host, port, limit=1_048_576)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -478,11 +478,11 @@ async def provider_server(*replies: Reply, **options: Any) -> AsyncIterator[Prov
         yield server
 
 
-async def _serve(port: int, script: Path | None) -> None:
+async def _serve(host: str, port: int, script: Path | None) -> None:
     server = ProviderServer()
     if script is not None:
         server.script(*replies_from_json(json.loads(script.read_text())))
-    await server.start(port)
+    await server.start(port, host)
     print(f"listening on {server.origin}", flush=True)
     await asyncio.Event().wait()
 
@@ -490,7 +490,8 @@ async def _serve(port: int, script: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A scripted model provider on loopback.")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1", help="another address only inside a container")
     parser.add_argument("--script", type=Path, help="JSON list of replies, each naming one of the reply functions")
     arguments = parser.parse_args()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(arguments.port, arguments.script))
+        asyncio.run(_serve(arguments.host, arguments.port, arguments.script))

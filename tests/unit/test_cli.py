@@ -190,6 +190,41 @@ class TestConfig:
         assert {"variable": "EXAI_SERVER__PORT", "value": "8079", "origin": "default"} in shown["settings"]
 
 
+class TestConfigCheck:
+    def test_valid_settings_are_0_without_any_server(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """For a container's or a service's start: nothing is connected to."""
+        monkeypatch.setenv("EXAI_DATABASE__URL", "postgresql://u:p@nowhere.invalid/d")
+        monkeypatch.setenv("EXAI_CACHE__URL", "redis://nowhere.invalid")
+        monkeypatch.setenv("KIMI_API_KEY", KEY)
+        assert run(capsys, "config", "--check") == (0, "the settings are valid\n", "")
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("EXAI_SERVER__PORT", "http"),
+            ("EXAI_DATABASE__MIGRATION_URL", "postgresql://u:p@h:99999/d"),
+            ("EXAI_CACHE__URL", "redis://h/0?unknown=1"),
+            ("EXAI_PROVIDERS__DEFAULT_MODEL", "no-such-model"),
+            ("EXAI_PROVIDERS__MODELS_FILE", "/nowhere/models.toml"),
+            ("EXAI_FILES__ROOTS", "/proc"),
+            ("EXAI_ANSWERS__EMBEDDING_MODEL", "without-a-provider"),
+        ],
+    )
+    def test_what_a_daemon_would_refuse_is_2_with_its_name(
+        self, variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Also what only a part of it reads."""
+        monkeypatch.setenv("EXAI_DATABASE__URL", "postgresql://u:p@h/d")
+        monkeypatch.setenv("KIMI_API_KEY", KEY)
+        monkeypatch.setenv(variable, value)
+        status, out, error = run(capsys, "config", "--check")
+        assert (status, out) == (2, "")
+        assert_one_message(error)
+        assert variable in error
+
+
 class TestEnvFile:
     @pytest.mark.parametrize("command", ["migrate", "health"])
     def test_file_that_was_read_is_named(

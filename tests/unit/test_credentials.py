@@ -254,6 +254,59 @@ def test_file_cannot_name_another_file(project: Path) -> None:
         read_environment({})
 
 
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """A directory as a container platform mounts it."""
+    directory = tmp_path / "secrets"
+    directory.mkdir()
+    (directory / "EXAI_SERVER__TOKEN").write_text("a-token-from-a-file\n")
+    (directory / "KIMI_API_KEY").write_text("sk-file")
+    (directory / "EMPTY_API_KEY").write_text("\n")
+    (directory / "valkey_users").write_text("user default on")
+    (directory / "..data").mkdir()
+    return directory
+
+
+def test_secrets_are_read_from_files_named_for_variables(secrets: Path, project: Path) -> None:
+    """Docker, Kubernetes and systemd provide them so; other files and directories beside them are left."""
+    write(project, "KIMI_API_KEY=sk-env-file\nEXAI_LOG__LEVEL=error")
+    reading = read_environment({"EXAI_SECRETS_DIR": str(secrets), "EXAI_SERVER__TOKEN": "a-token-of-the-environment"})
+    token, key = reading.find("EXAI_SERVER__TOKEN"), reading.find("EXAI_PROVIDERS__KIMI__API_KEY")
+    assert token is not None
+    assert token.text == "a-token-of-the-environment"
+    assert key is not None
+    assert (key.text, key.origin, key.is_found) == ("sk-file", str(secrets / "KIMI_API_KEY"), False)
+    assert set(reading.values) == {"EXAI_SERVER__TOKEN", "KIMI_API_KEY", "EXAI_LOG__LEVEL", "EXAI_SECRETS_DIR"}
+    load_settings({"HOME": "/h", "EXAI_SECRETS_DIR": str(secrets)})
+
+
+def test_secret_with_an_unknown_name_is_an_error(secrets: Path) -> None:
+    """As for a variable: a misspelled one would be ignored."""
+    (secrets / "EXAI_SERVER__TOKENN").write_text("x")
+    with pytest.raises(ConfigError, match=r"EXAI_SERVER__TOKENN.*EXAI_SERVER__TOKEN"):
+        load_settings({"HOME": "/h", "EXAI_SECRETS_DIR": str(secrets)}, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"\xff", "UTF-8"), (b"x" * 65_537, "larger"), (None, "cannot be read")]
+)
+def test_secret_that_cannot_be_used_is_named(secrets: Path, content: bytes | None, problem: str) -> None:
+    """Never the default instead, and never the content in the message."""
+    path = secrets / "GLM_API_KEY"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"GLM_API_KEY.*{problem}"):
+        read_environment({"EXAI_SECRETS_DIR": str(secrets)}, None)
+
+
+def test_directory_of_secrets_must_exist_and_is_not_chosen_by_a_file(project: Path) -> None:
+    """A typing mistake must not mean no secrets, and a project must not choose the credentials."""
+    with pytest.raises(ConfigError, match=r"EXAI_SECRETS_DIR.*nowhere"):
+        read_environment({"EXAI_SECRETS_DIR": str(project / "nowhere")}, None)
+    write(project, "EXAI_SECRETS_DIR=.")
+    with pytest.raises(ConfigError, match=r"EXAI_SECRETS_DIR.*cannot be set in a \.env file"):
+        read_environment({})
+
+
 def test_bridge_reads_the_checkouts_file_or_a_named_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never that of the working directory, which is an editor's project."""
     found = write(project, "EXAI_URL=ws://evil.example/")

@@ -251,7 +251,6 @@ create table public.conversations (
     reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamp with time zone,
-    expires_at timestamp with time zone,
     created_at timestamp with time zone not null default now(),
     updated_at timestamp with time zone not null default now(),
     constraint conversations_pkey PRIMARY KEY (id),
@@ -266,8 +265,6 @@ CREATE INDEX conversations_changed_idx ON public.conversations USING btree (chan
 
 CREATE INDEX conversations_deleted_idx ON public.conversations USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
 
-CREATE INDEX conversations_expires_idx ON public.conversations USING btree (expires_at) WHERE (expires_at IS NOT NULL);
-
 CREATE INDEX conversations_parent_idx ON public.conversations USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
@@ -278,7 +275,7 @@ CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EAC
 
 CREATE TRIGGER exai_keep_usage BEFORE DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.keep_usage_v1();
 
-CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.expires_at IS DISTINCT FROM old.expires_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
+CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
 -- It fires always.
 
 CREATE TRIGGER exai_note_removal AFTER DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.note_removal_v1();
@@ -394,16 +391,11 @@ CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHE
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
-CREATE INDEX turns_model_idx ON public.turns USING btree (owner, model, conversation_id) WHERE (model IS NOT NULL);
-
-CREATE INDEX turns_pending_idx ON public.turns USING btree (conversation_id) WHERE (state = 'pending'::text);
-
-CREATE INDEX turns_tool_idx ON public.turns USING btree (owner, tool, conversation_id) WHERE (tool <> 'conversation_append'::text);
-
 CREATE OR REPLACE FUNCTION exai.append_batch_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
  RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, server_epoch text)
  LANGUAGE plpgsql
  ROWS 16
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
  SET plan_cache_mode TO 'force_generic_plan'
  SET enable_seqscan TO 'off'
@@ -479,7 +471,7 @@ begin
     from claimed c;
   -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.live_header_v1(v)::text, exai.server_epoch_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end
@@ -490,6 +482,7 @@ CREATE OR REPLACE FUNCTION exai.append_v1(p_owner text, p_continuation_id text, 
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -509,7 +502,7 @@ begin
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
-      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
+      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
@@ -521,7 +514,7 @@ begin
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $function$
 ;
@@ -530,6 +523,7 @@ CREATE OR REPLACE FUNCTION exai.begin_turn_v1(p_owner text, p_continuation_id te
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 10
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -538,7 +532,6 @@ declare
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
   c_metadata_bytes constant bigint := 16777216;
-  v_count constant bigint := pg_catalog.cardinality(p_roles);
   s record;
   m record;
   v public.conversations;
@@ -565,14 +558,12 @@ begin
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
            earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
-       and ((x.state = 'failed' and (x.claimed_by <> p_turn_id or x.first_seq is not null or v_count = 0))
+       and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again lost the first reply, and receives it again with everything it may lack; or it began the
-    -- turn without its question, which it has now.
+    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
-                     when t.state = 'failed' then 'ended'
                      when t.attempt = 1 then 'started'
                      else 'resumed' end;
   end if;
@@ -581,29 +572,6 @@ begin
     if v.deleted_at is not null then
       v_status := 'not_found';
     end if;
-  end if;
-
-  if v_status in ('started', 'resumed') and t.first_seq is null and t.id is not null and v_count > 0 then
-    update public.turns x
-       set first_seq = v.next_seq, last_seq = v.next_seq + v_count - 1, revision = v.revision + 1,
-           provider = p_provider, model = p_model
-     where x.id = t.id
-    returning x.* into t;
-    v.next_seq := v.next_seq + v_count;
-    v.revision := v.revision + 1;
-    v.updated_at := pg_catalog.clock_timestamp();
-    with c as (
-      update public.conversations c
-         set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
-             updated_at = v.updated_at
-       where c.id = v.id),
-    f as (
-      insert into public.conversation_files (conversation_id, file_id)
-      select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
-      on conflict do nothing)
-    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
-      from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 
   if v_status in ('started', 'resumed') and coalesce(v.next_seq > 1, false) then
@@ -695,7 +663,7 @@ begin
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
     'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.live_header_v1(v) end,
+    'conversation', case when v.id is not null then exai.header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
 $function$
@@ -748,6 +716,7 @@ CREATE OR REPLACE FUNCTION exai.change_conversation_v1(p_owner text, p_continuat
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -791,9 +760,6 @@ begin
   if p_change ? 'tags'::text then
     n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
-  if p_change ? 'expires_at'::text then
-    n.expires_at := (p_change ->> 'expires_at'::text)::timestamptz;
-  end if;
   if p_change ? 'deleted'::text then
     n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
@@ -822,8 +788,8 @@ begin
   end if;
   if v_status = 'changed' then
     update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
-           expires_at = n.expires_at, revision = n.revision, edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
+           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
@@ -1014,83 +980,11 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.filter_match_v1(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
- RETURNS TABLE(continuation_id text, title text)
- LANGUAGE sql
- STABLE ROWS 1
-AS $function$
-  select c.continuation_id, c.title
-    from public.conversations c
-   where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
-     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
-     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
-     and ((p_role is null and p_tool is null and p_model is null) or exists (
-       select from (
-         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
-         select x.seq, x.role, x.turn_id from public.messages x
-          where x.conversation_id = p_conversation_id and x.seq >= p_seq
-          order by x.seq
-          limit 1) m
-         left join public.turns t on t.id = m.turn_id
-        where m.seq = p_seq and (p_role is null or m.role = p_role)
-          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.find_matches_v1(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
- RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector, which integer[])
- LANGUAGE sql
- STABLE ROWS 5000
-AS $function$
-  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
-    from (
-      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
-             null::integer[] as which
-        from exai.message_words w
-       where w.words operator(pg_catalog.@@) p_query
-         -- Outdated words. Most conversations have no waiting messages, which one hash lookup determines.
-         and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
-              or not exists (
-                select from exai.unindexed_messages u
-                 where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
-       union all
-      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
-             pg_catalog.array_agg(distinct l.i)
-        from (
-          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
-            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
-           -- `offset 0` prevents flattening, so that each term is looked up in the index.
-           cross join lateral (
-             select w.conversation_id, w.seq, w.created_at, w.ctid as at
-               from exai.message_words w
-              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
-           where p_long is not null
-             and not exists (
-               select from exai.unindexed_messages u
-                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
-       group by l.conversation_id, l.seq, l.created_at
-      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
-       union all
-      select u.id, u.seq, u.created_at, null, u.words, u.which
-        from (
-          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
-            from rows from (
-                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
-                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
-                 x(id, seq, created_at, words, which)) u
-       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
-   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
-          or (n.seq = 0 and n.conversation_id = p_ids[1]))
-     and (p_since is null or n.created_at >= p_since)
-     and (p_until is null or n.created_at < p_until)
-     and (p_as_of is null or n.created_at <= p_as_of)
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
+CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -1109,11 +1003,6 @@ begin
   select x.* into t from public.turns x where x.id = p_turn_id and x.owner = p_owner for update;
   if t.id is null or t.attempt <> p_attempt or t.state not in ('pending', p_state) then
     v_status := 'superseded';
-  elsif t.state = 'pending' and p_origin is not null and not exists (
-      select from public.conversations c join public.messages m on m.conversation_id = c.id
-       where c.id = (p_origin::jsonb ->> 0)::uuid and c.owner = p_owner and c.deleted_at is null
-         and m.seq = (p_origin::jsonb ->> 1)::bigint and m.turn_id = (p_origin::jsonb ->> 2)::uuid) then
-    v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
   else
@@ -1165,10 +1054,10 @@ begin
     v_revision := t.reply_revision;
   end if;
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
-    'status', v_status, 'first_seq', case when v_status in ('finished', 'duplicate') then t.reply_first_seq end,
-    'seq', case when v_status in ('finished', 'duplicate') then t.reply_last_seq end,
+    'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
+    'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
-    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $function$
 ;
@@ -1463,6 +1352,7 @@ CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -1512,10 +1402,9 @@ begin
         on conflict do nothing
         returning 1),
       c as (
-        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, expires_at, parent_id,
-                                          parent_seq, next_seq, revision)
-        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, v.expires_at, w.id, v_at,
-               v_at + 1, 1
+        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
+                                          next_seq, revision)
+        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
           from k
         returning 1)
       insert into public.conversation_files (conversation_id, file_id, source)
@@ -1559,20 +1448,20 @@ CREATE OR REPLACE FUNCTION exai.header_v1(v public.conversations)
  RETURNS json
  LANGUAGE sql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision,
-  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
-  'created_at', v.created_at, 'updated_at', v.updated_at)
+  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[])
+CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -1620,11 +1509,10 @@ begin
     for v_depth in 0 .. c_max_depth loop
       exit when v_end < p_first_seq;
       select pg_catalog.count(*) into v_found
-        from unnest(p_roles, p_kinds, p_contents, p_digests) with ordinality u(role, kind, content, digest, ord)
+        from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
        where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
-         and m.role = u.role and m.kind = u.kind and case when m.content = u.content then true when u.digest is null then false
-                  else pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(m.content, 'UTF8')), 'hex') = u.digest end;
+         and m.role = u.role and m.kind = u.kind and m.content = u.content;
       v_same := v_same + v_found;
       exit when w.parent_id is null;
       v_end := least(v_end, w.parent_seq);
@@ -1836,25 +1724,11 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.live_header_v1(v public.conversations)
- RETURNS json
- LANGUAGE sql
- STABLE
-AS $function$
-select pg_catalog.json_build_object(
-  'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
-  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision,
-  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
-  'created_at', v.created_at, 'updated_at', v.updated_at,
-  'pending', exai.pending_turns_v1(v.id))
-$function$
-;
-
 CREATE OR REPLACE FUNCTION exai.message_line_v1(m public.messages)
  RETURNS text
  LANGUAGE sql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 select pg_catalog.json_build_array(
   m.seq, m.role, m.content,
@@ -1991,29 +1865,10 @@ CREATE OR REPLACE FUNCTION exai.owner_key_v1(p_owner text)
  RETURNS text
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
   select pg_catalog.left(
     pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_owner, 'UTF8')), 'base64'), 8)
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.pending_turns_v1(p_conversation_id uuid)
- RETURNS json
- LANGUAGE plpgsql
- STABLE
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-declare
-  c_most constant integer := 20;
-begin
-  return (
-    select json_agg(json_build_object('tool', t.tool, 'model', t.model, 'since', t.started_at) order by t.started_at, t.id)
-      from (select x.id, x.tool, x.model, x.started_at
-              from public.turns x
-             where x.conversation_id = p_conversation_id and x.state = 'pending' and x.lease_until > clock_timestamp()
-             order by x.started_at, x.id
-             limit c_most) t);
-end
 $function$
 ;
 
@@ -2021,6 +1876,7 @@ CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, storage_path text, created boolean)
  LANGUAGE plpgsql
  ROWS 10
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -2048,16 +1904,14 @@ begin
           where g.sha256 = c.sha256 and g.is_move)));
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
-      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters jsonb, at integer)
+      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
      where g.at is not null and g.sha256 <> all(v_known)
      order by g.sha256),
   begun as (
     insert into exai.blobs (id, size_bytes, begun_at) select g.blob_id, g.size_bytes, v_now from given g)
   insert into exai.blob_parts (blob_id, number, characters, data)
-  select g.blob_id, n.number, (g.characters -> n.number)::integer,
-         substring(p_data from g.at + n.number * 1048576 for least(g.size_bytes - n.number * 1048576, 1048576)::integer)
+  select g.blob_id, 0, g.characters, substring(p_data from g.at for g.size_bytes::integer)
     from given g
-   cross join lateral pg_catalog.generate_series(0, (g.size_bytes - 1)::integer / 1048576) n(number)
    where g.size_bytes > 0;
 
   insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
@@ -2091,25 +1945,23 @@ begin
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
     from pg_catalog.jsonb_to_recordset(p_files)
-         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text, is_keyed boolean)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
      select from public.files f
-      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
-        and (f.id = g.file_id or g.is_keyed is not true))
+      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
    order by g.sha256, g.name, g.media_type, g.place;
 
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            c.storage_path, coalesce(f.id = g.file_id, false)
-      from pg_catalog.jsonb_to_recordset(p_files)
-           g(place integer, file_id uuid, sha256 text, media_type text, name text, is_keyed boolean)
+      from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
           from public.files x
          where x.owner = p_owner and x.sha256 = g.sha256 and g.sha256 = any(v_here)
-           and x.name = g.name and x.media_type = g.media_type and (x.id = g.file_id or g.is_keyed is not true)
+           and x.name = g.name and x.media_type = g.media_type
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;
@@ -2249,14 +2101,19 @@ begin
   if not found then
     return;
   end if;
-  v_head := json_build_object('conversation', exai.live_header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+  v_head := json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   v_before := least(p_before_seq, v.next_seq - p_skip);
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);
     return query
       select v_head, convert_to(p.lines, 'UTF8')
         from (select string_agg(x.line, E',\n') as lines, count(x.line) as found
-                from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
+                from (select case when octet_length(m.content) <= c_short_bytes then pg_catalog.json_build_array(
+  m.seq, m.role, m.content,
+  greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
+  m.kind, m.turn_id,
+  case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
+       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text end as line
                         from public.messages m
                        where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
                        order by m.seq) x) p
@@ -2381,6 +2238,7 @@ $function$
 CREATE OR REPLACE FUNCTION exai.reserve_v1(p_owner text, p_turn_id uuid, p_conversation_id uuid, p_claim jsonb, p_bytes bigint, p_most bigint)
  RETURNS void
  LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 declare
   c_lock_class constant bigint := 5272091;
@@ -2447,20 +2305,76 @@ declare
   c_large constant integer := 100000;
 begin
   return query
-  with newest as materialized (
+  with matches as not materialized (
+  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
+    from (
+      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
+             null::integer[] as which
+        from exai.message_words w
+       where w.words operator(pg_catalog.@@) p_found
+         -- Outdated words. Most conversations have no waiting messages, which one hash lookup determines.
+         and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
+              or not exists (
+                select from exai.unindexed_messages u
+                 where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
+       union all
+      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
+             pg_catalog.array_agg(distinct l.i)
+        from (
+          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
+            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
+           -- `offset 0` prevents flattening, so that each term is looked up in the index.
+           cross join lateral (
+             select w.conversation_id, w.seq, w.created_at, w.ctid as at
+               from exai.message_words w
+              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
+           where p_long is not null
+             and not exists (
+               select from exai.unindexed_messages u
+                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
+       group by l.conversation_id, l.seq, l.created_at
+      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
+       union all
+      select u.id, u.seq, u.created_at, null, u.words, u.which
+        from (
+          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
+            from rows from (
+                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
+                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
+                 x(id, seq, created_at, words, which)) u
+       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
+   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
+          or (n.seq = 0 and n.conversation_id = p_ids[1]))
+     and (p_since is null or n.created_at >= p_since)
+     and (p_until is null or n.created_at < p_until)
+     and (p_as_of is null or n.created_at <= p_as_of)),
+  newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-      from exai.find_matches_v1(
-        p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
-        p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
+      from matches m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
      order by m.created_at desc, m.conversation_id desc, m.seq desc
      limit p_ranked + 1),
   counted as materialized (select count(*) <= p_ranked as are_few from newest),
   seen as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
-      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.filter_match_v1(
-       n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
+      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) m
+     cross join lateral (-- The conversation of the message m (or title: seq 0) if it passes the filters of a search by this owner. Tags and
+-- metadata are those of the conversation. With p_ids the message is shared by a fork, whose parent may have been deleted.
+  select c.continuation_id, c.title
+    from public.conversations c
+   where c.id = m.conversation_id and c.owner = p_owner and (p_ids is not null or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
+     and ((p_role is null and p_tool is null and p_model is null) or exists (
+       select from (
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
+         select x.seq, x.role, x.turn_id from public.messages x
+          where x.conversation_id = m.conversation_id and x.seq >= m.seq
+          order by x.seq
+          limit 1) y
+         left join public.turns t on t.id = y.turn_id
+        where y.seq = m.seq and (p_role is null or y.role = p_role)
+          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))) s
      where not (select c.are_few from counted c)),
   found as materialized (
     select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which, coalesce(p_ids[1], n.conversation_id) as shown_id
@@ -2474,13 +2388,26 @@ begin
     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-           from exai.find_matches_v1(
-             p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
-             p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
+           from matches m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.filter_match_v1(
-        m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+      cross join lateral (-- The conversation of the message m (or title: seq 0) if it passes the filters of a search by this owner. Tags and
+-- metadata are those of the conversation. With p_ids the message is shared by a fork, whose parent may have been deleted.
+  select c.continuation_id, c.title
+    from public.conversations c
+   where c.id = m.conversation_id and c.owner = p_owner and (p_ids is not null or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
+     and ((p_role is null and p_tool is null and p_model is null) or exists (
+       select from (
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
+         select x.seq, x.role, x.turn_id from public.messages x
+          where x.conversation_id = m.conversation_id and x.seq >= m.seq
+          order by x.seq
+          limit 1) y
+         left join public.turns t on t.id = y.turn_id
+        where y.seq = m.seq and (p_role is null or y.role = p_role)
+          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))) s
       where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
       order by m.created_at desc, m.conversation_id desc, m.seq desc
       limit p_ranked)),
@@ -2512,15 +2439,30 @@ begin
            j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
       from joined j),
   page as (
-    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
+    select m.conversation_id, m.seq, m.created_at, m.shown_id, m.rank, m.has
       from (
         select x.conversation_id, x.seq, x.created_at, x.shown_id, x.rank, x.has
           from ranked x
          where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
-         order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.filter_match_v1(
-       r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
-     order by r.rank desc, r.conversation_id desc, r.seq desc
+         order by x.rank desc, x.conversation_id desc, x.seq desc) m
+     cross join lateral (-- The conversation of the message m (or title: seq 0) if it passes the filters of a search by this owner. Tags and
+-- metadata are those of the conversation. With p_ids the message is shared by a fork, whose parent may have been deleted.
+  select c.continuation_id, c.title
+    from public.conversations c
+   where c.id = m.conversation_id and c.owner = p_owner and (p_ids is not null or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
+     and ((p_role is null and p_tool is null and p_model is null) or exists (
+       select from (
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
+         select x.seq, x.role, x.turn_id from public.messages x
+          where x.conversation_id = m.conversation_id and x.seq >= m.seq
+          order by x.seq
+          limit 1) y
+         left join public.turns t on t.id = y.turn_id
+        where y.seq = m.seq and (p_role is null or y.role = p_role)
+          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))) s
+     order by m.rank desc, m.conversation_id desc, m.seq desc
      limit p_limit)
   select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
          case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
@@ -2810,6 +2752,7 @@ CREATE OR REPLACE FUNCTION exai.segment_mark_v1(p_key text)
  RETURNS tsvector
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
   select pg_catalog.array_to_tsvector(array[p_key operator(pg_catalog.||) '+'])
 $function$
@@ -2819,6 +2762,7 @@ CREATE OR REPLACE FUNCTION exai.server_epoch_v1()
  RETURNS text
  LANGUAGE sql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 select pg_catalog.concat_ws(' ',
   extract(epoch from pg_catalog.pg_postmaster_start_time()),
@@ -3074,6 +3018,7 @@ $function$
 CREATE OR REPLACE FUNCTION exai.store_turn_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_state text, p_lease_s double precision, p_provider text, p_model text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, OUT o_status text, OUT o_conversation_id uuid, OUT o_turn_id uuid, OUT o_base bigint, OUT o_revision bigint, OUT o_first bigint, OUT o_last bigint, OUT o_now timestamp with time zone, OUT o_detail text)
  RETURNS record
  LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
 AS $function$
 declare
   v_count constant bigint := pg_catalog.cardinality(p_roles);
@@ -3261,6 +3206,7 @@ CREATE OR REPLACE FUNCTION exai.turn_v1(t public.turns)
  RETURNS json
  LANGUAGE sql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 select pg_catalog.json_build_object(
   'id', t.id, 'state', t.state, 'attempt', t.attempt, 'tool', t.tool, 'provider', t.provider, 'model', t.model,
@@ -3276,13 +3222,14 @@ CREATE OR REPLACE FUNCTION exai.units_v1(p_text text)
  RETURNS TABLE(place bigint, chunk bigint, word text, form text)
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE ROWS 300
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
   select u.place, u.chunk, u.word, u.form from exai.spaced_units_v1(exai.spaced_v1(p_text)) u
 $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer, p_zone text)
- RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint, o_continuation_id text)
+ RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
  LANGUAGE sql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3343,7 +3290,7 @@ AS $function$
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
          p_continuation_id is null or exists (
            select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id),
-         s.kept, case when p_by = 'turn' and s.is_total = 0 and c.deleted_at is null then c.continuation_id end
+         s.kept
     from shown s
     left join public.conversations c
       on c.id = case when s.is_total = 0 then s.conversation::uuid end
@@ -3875,6 +3822,7 @@ $function$
 CREATE OR REPLACE FUNCTION public.cleanup_orphaned_files(p_grace interval DEFAULT '01:00:00'::interval, p_limit integer DEFAULT 1000)
  RETURNS TABLE(id uuid, owner text, sha256 text, storage_path text)
  LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column

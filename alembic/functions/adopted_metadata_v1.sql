@@ -2,6 +2,7 @@
 create or replace function exai.adopted_metadata_v1(p_metadata jsonb, p_role text, p_content text, p_time text)
 returns jsonb
 language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 select case when x.original = '{}' then x.metadata
             else x.metadata || pg_catalog.jsonb_build_object('adopted', x.original

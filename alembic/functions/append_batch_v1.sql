@@ -14,6 +14,7 @@ create or replace function exai.append_batch_v1(
   p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
 returns table (number integer, base_revision bigint, first_seq bigint, created_at timestamptz, header text, server_epoch text)
 language plpgsql rows 16
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 -- A generic plan by the keys, for any number of appends: the planner cannot estimate the lengths of the arrays.
 set plan_cache_mode = 'force_generic_plan'

@@ -7,6 +7,7 @@ create or replace function exai.append_v1(
   p_expected bigint)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 1
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

@@ -15,6 +15,7 @@ create or replace function exai.begin_turn_v1(
   p_claim text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 10
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

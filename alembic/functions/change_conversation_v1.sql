@@ -9,6 +9,7 @@ create or replace function exai.change_conversation_v1(
   p_expected bigint)
 returns table (part text, data text)
 language plpgsql rows 1
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

@@ -4,6 +4,7 @@
 create or replace function public.cleanup_orphaned_files(p_grace interval default interval '1 hour', p_limit integer default 1000)
 returns table (id uuid, owner text, sha256 text, storage_path text)
 language plpgsql
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

@@ -10,6 +10,7 @@ create or replace function exai.finish_turn_v1(
   p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 1
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

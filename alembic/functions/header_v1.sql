@@ -2,6 +2,7 @@
 -- cannot represent is none.
 create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
+set search_path = pg_catalog, pg_temp
 as $$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,

@@ -11,6 +11,7 @@ create or replace function exai.import_v1(
   p_digests text[])
 returns table (part text, data text)
 language plpgsql rows 1
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

@@ -3,11 +3,7 @@
 -- can; metadata that is not an object becomes the value of one.
 create or replace function exai.message_line_v1(m public.messages) returns text
 language sql stable
+set search_path = pg_catalog, pg_temp
 as $$
-select pg_catalog.json_build_array(
-  m.seq, m.role, m.content,
-  greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
-  m.kind, m.turn_id,
-  case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
-       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
+select {{message_line}}
 $$

@@ -14,6 +14,7 @@ create or replace function exai.put_files_v1(p_owner text, p_store text, p_files
 returns table (place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text,
                created_at timestamptz, store text, encoding text, storage_path text, created boolean)
 language plpgsql rows 10
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column

@@ -43,7 +43,7 @@ begin
     return query
       select v_head, convert_to(p.lines, 'UTF8')
         from (select string_agg(x.line, E',\n') as lines, count(x.line) as found
-                from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
+                from (select case when octet_length(m.content) <= c_short_bytes then {{message_line}} end as line
                         from public.messages m
                        where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
                        order by m.seq) x) p

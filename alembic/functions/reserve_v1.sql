@@ -8,6 +8,7 @@ create or replace function exai.reserve_v1(
   p_owner text, p_turn_id uuid, p_conversation_id uuid, p_claim jsonb, p_bytes bigint, p_most bigint)
 returns void
 language plpgsql
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   c_lock_class constant bigint := 5272091;

@@ -4,6 +4,13 @@
 -- The indexes have no order. If there are few matches, all of them are ranked, and only those on the page are looked
 -- up; otherwise the newest are looked up, and individually only if filters exclude some of them.
 --
+-- matches: every message (and title: seq 0) of the owner that matches, up to p_as_of: indexed ones through
+-- message_words_words_idx (at: the ctid of the row, so that its words are not carried along), and those waiting to be
+-- indexed that search_unindexed_v1 found. With p_ids, only messages of these conversations up to these numbers, and
+-- the title of the first one. A message of several rows is found by p_long beside each term and evaluated as a whole,
+-- so p_found excludes it; if p_long is null, p_found finds it once for each row. which: the terms it contains, if they
+-- had to be determined.
+--
 -- Uses a generic plan, because planning takes as long as the search.
 create or replace function exai.search_page_v1(
   p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[],
@@ -25,20 +32,60 @@ declare
   c_large constant integer := 100000;
 begin
   return query
-  with newest as materialized (
+  with matches as not materialized (
+  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
+    from (
+      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
+             null::integer[] as which
+        from exai.message_words w
+       where w.words operator(pg_catalog.@@) p_found
+         -- Outdated words. Most conversations have no waiting messages, which one hash lookup determines.
+         and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
+              or not exists (
+                select from exai.unindexed_messages u
+                 where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
+       union all
+      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
+             pg_catalog.array_agg(distinct l.i)
+        from (
+          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
+            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
+           -- `offset 0` prevents flattening, so that each term is looked up in the index.
+           cross join lateral (
+             select w.conversation_id, w.seq, w.created_at, w.ctid as at
+               from exai.message_words w
+              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
+           where p_long is not null
+             and not exists (
+               select from exai.unindexed_messages u
+                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
+       group by l.conversation_id, l.seq, l.created_at
+      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
+       union all
+      select u.id, u.seq, u.created_at, null, u.words, u.which
+        from (
+          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
+            from rows from (
+                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
+                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
+                 x(id, seq, created_at, words, which)) u
+       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
+   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
+          or (n.seq = 0 and n.conversation_id = p_ids[1]))
+     and (p_since is null or n.created_at >= p_since)
+     and (p_until is null or n.created_at < p_until)
+     and (p_as_of is null or n.created_at <= p_as_of)),
+  newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-      from exai.find_matches_v1(
-        p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
-        p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
+      from matches m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
      order by m.created_at desc, m.conversation_id desc, m.seq desc
      limit p_ranked + 1),
   counted as materialized (select count(*) <= p_ranked as are_few from newest),
   seen as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
-      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.filter_match_v1(
-       n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
+      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) m
+     cross join lateral ({{filter_match}}) s
      where not (select c.are_few from counted c)),
   found as materialized (
     select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which, coalesce(p_ids[1], n.conversation_id) as shown_id
@@ -52,13 +99,10 @@ begin
     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-           from exai.find_matches_v1(
-             p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
-             p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
+           from matches m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.filter_match_v1(
-        m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+      cross join lateral ({{filter_match}}) s
       where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
       order by m.created_at desc, m.conversation_id desc, m.seq desc
       limit p_ranked)),
@@ -90,15 +134,14 @@ begin
            j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
       from joined j),
   page as (
-    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
+    select m.conversation_id, m.seq, m.created_at, m.shown_id, m.rank, m.has
       from (
         select x.conversation_id, x.seq, x.created_at, x.shown_id, x.rank, x.has
           from ranked x
          where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
-         order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.filter_match_v1(
-       r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
-     order by r.rank desc, r.conversation_id desc, r.seq desc
+         order by x.rank desc, x.conversation_id desc, x.seq desc) m
+     cross join lateral ({{filter_match}}) s
+     order by m.rank desc, m.conversation_id desc, m.seq desc
      limit p_limit)
   select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
          case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,

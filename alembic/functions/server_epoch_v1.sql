@@ -9,6 +9,7 @@
 -- session settings.
 create or replace function exai.server_epoch_v1() returns text
 language sql stable
+set search_path = pg_catalog, pg_temp
 as $$
 select pg_catalog.concat_ws(' ',
   extract(epoch from pg_catalog.pg_postmaster_start_time()),

@@ -11,6 +11,7 @@ create or replace function exai.store_turn_v1(
   out o_status text, out o_conversation_id uuid, out o_turn_id uuid, out o_base bigint, out o_revision bigint,
   out o_first bigint, out o_last bigint, out o_now timestamptz, out o_detail text)
 language plpgsql
+set search_path = "$user", public, extensions, pg_temp
 as $$
 declare
   v_count constant bigint := pg_catalog.cardinality(p_roles);

@@ -1,6 +1,7 @@
 -- Returns the fields of a turn that statements return.
 create or replace function exai.turn_v1(t public.turns) returns json
 language sql stable
+set search_path = pg_catalog, pg_temp
 as $$
 select pg_catalog.json_build_object(
   'id', t.id, 'state', t.state, 'attempt', t.attempt, 'tool', t.tool, 'provider', t.provider, 'model', t.model,

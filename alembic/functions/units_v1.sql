@@ -5,6 +5,7 @@
 create or replace function exai.units_v1(p_text text)
 returns table (place bigint, chunk bigint, word text, form text)
 language sql immutable parallel safe rows 300
+set search_path = pg_catalog, pg_temp
 as $$
   select u.place, u.chunk, u.word, u.form from exai.spaced_units_v1(exai.spaced_v1(p_text)) u
 $$

@@ -12,10 +12,12 @@ Invariant: at most one run changes a database at a time.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from alembic import command, op
@@ -58,6 +60,7 @@ MAX_BATCHES: Final = 10_000_000
 BROKEN_INDEX: Final = (
     "select exists (select from pg_catalog.pg_index i where i.indexrelid = to_regclass(:name) and not i.indisvalid)"
 )
+PART: Final = re.compile(r"\{\{(\w+)\}\}")
 URL_SETTINGS: Final = ("EXAI_DATABASE__MIGRATION_URL", "EXAI_DATABASE__URL")
 
 _ENVIRONMENT: Final = threading.Lock()
@@ -245,8 +248,16 @@ def _sqlstate(error: DBAPIError) -> str | None:
 
 
 def read_script(directory: str, name: str) -> str:
-    """Return the statement in `alembic/DIRECTORY/NAME.sql`, exactly one."""
-    return (scripts_directory() / directory / f"{name}.sql").read_text("utf-8")
+    """Return the statement in `alembic/DIRECTORY/NAME.sql`, exactly one; `{{PART}}` in it stands for `parts/PART.sql`.
+
+    A function with a fixed search_path is never inlined, so what has to be planned with its caller is such a part.
+    """
+    found = scripts_directory() / directory
+    return PART.sub(lambda part: _read_part(found, part[1]), (found / f"{name}.sql").read_text("utf-8"))
+
+
+def _read_part(directory: Path, name: str) -> str:
+    return (directory / "parts" / f"{name}.sql").read_text("utf-8").rstrip("\n")
 
 
 def in_one_trip(statements: Iterable[str]) -> None:

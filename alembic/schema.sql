@@ -348,6 +348,50 @@ CREATE TRIGGER exai_queue_truncate AFTER TRUNCATE ON public.messages FOR EACH ST
 
 CREATE TRIGGER exai_queue_update AFTER UPDATE ON public.messages FOR EACH ROW WHEN (((new.seq IS NOT NULL) AND ((old.content IS DISTINCT FROM new.content) OR (old.created_at IS DISTINCT FROM new.created_at) OR (old.seq IS NULL)))) EXECUTE FUNCTION exai.requeue_words_v1();
 
+create table public.requests (
+    id uuid not null default gen_random_uuid(),
+    owner text not null default ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text),
+    tool text not null,
+    arguments jsonb not null default '{}'::jsonb,
+    state text not null default 'queued'::text,
+    progress text,
+    partial text,
+    answer text,
+    result jsonb,
+    error jsonb,
+    continuation_id text,
+    attempt integer not null default 0,
+    claimed_by uuid,
+    lease_until timestamp with time zone,
+    not_before timestamp with time zone,
+    deadline_at timestamp with time zone,
+    created_at timestamp with time zone not null default now(),
+    updated_at timestamp with time zone not null default now(),
+    claimed_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    read_at timestamp with time zone,
+    constraint requests_pkey PRIMARY KEY (id),
+    constraint requests_arguments_check CHECK (((jsonb_typeof(arguments) = 'object'::text) AND (octet_length((arguments)::text) <= 1048576))),
+    constraint requests_end_check CHECK (((state = ANY (ARRAY['done'::text, 'failed'::text])) = (finished_at IS NOT NULL))),
+    constraint requests_lease_check CHECK (((state <> 'running'::text) OR ((claimed_by IS NOT NULL) AND (lease_until IS NOT NULL)))),
+    constraint requests_owner_check CHECK (((length(owner) >= 1) AND (length(owner) <= 200))),
+    constraint requests_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'done'::text, 'failed'::text, 'cancelled'::text]))),
+    constraint requests_tool_check CHECK (((length(tool) >= 1) AND (length(tool) <= 100)))
+);
+alter table public.requests enable row level security;
+
+CREATE INDEX requests_ended_idx ON public.requests USING btree (updated_at) WHERE (state = ANY (ARRAY['done'::text, 'failed'::text, 'cancelled'::text]));
+
+CREATE INDEX requests_queue_idx ON public.requests USING btree (owner, created_at, id) WHERE (state = 'queued'::text);
+
+CREATE INDEX requests_recent_idx ON public.requests USING btree (owner, created_at DESC, id DESC);
+
+CREATE INDEX requests_running_idx ON public.requests USING btree (owner, lease_until) WHERE (state = 'running'::text);
+
+CREATE TRIGGER exai_admit_requests AFTER INSERT ON public.requests REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION exai.admit_requests_v1();
+
+CREATE TRIGGER exai_note_request BEFORE UPDATE OF state, read_at ON public.requests FOR EACH ROW WHEN (((new.state IS DISTINCT FROM old.state) OR (new.read_at IS DISTINCT FROM old.read_at))) EXECUTE FUNCTION exai.note_request_v1();
+
 create table public.turns (
     id uuid not null default gen_random_uuid(),
     conversation_id uuid not null,
@@ -390,6 +434,102 @@ alter table public.turns enable row level security;
 CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHERE (model IS NOT NULL);
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
+
+CREATE OR REPLACE FUNCTION exai.admit_requests_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_most constant integer := 1000;
+  v_owner text;
+begin
+  for v_owner in select distinct f.owner from fresh f loop
+    if (select count(*) from (select from public.requests r where r.owner = v_owner and r.state = 'queued'
+                               limit c_most + 1) q) > c_most then
+      raise exception 'more than % requests are waiting', c_most
+        using hint = 'Wait until some are answered, or cancel some.', errcode = '54000';
+    end if;
+  end loop;
+  perform pg_notify('exai_requests', '');
+  return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.announce_change_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '50ms'
+AS $function$
+begin
+  perform realtime.send(
+    jsonb_build_object('continuation_id', new.continuation_id, 'revision', new.revision), 'changed',
+    'exai:' || new.owner, true);
+  return null;
+exception when others then
+  return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.announce_v1(p_on boolean DEFAULT true)
+ RETURNS text[]
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '4s'
+AS $function$
+declare
+  c_published constant text[] := array['conversations', 'messages', 'requests'];
+  v_has_send constant boolean := to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null;
+  v_has_topic constant boolean := to_regprocedure('realtime.topic()') is not null
+    and to_regclass('realtime.messages') is not null and to_regrole('authenticated') is not null;
+  v_done text[] := '{}';
+  v_table text;
+begin
+  for v_table in
+    select t from unnest(c_published) t
+      join pg_publication p on p.pubname = 'supabase_realtime' and not p.puballtables
+     where p_on <> exists (select from pg_publication_tables x
+                            where (x.pubname, x.schemaname, x.tablename) = ('supabase_realtime', 'public', t))
+  loop
+    execute format('alter publication supabase_realtime %s table public.%I',
+                   case when p_on then 'add' else 'drop' end, v_table);
+  end loop;
+  if exists (select from pg_publication p where p.pubname = 'supabase_realtime') and p_on then
+    v_done := v_done || 'publication supabase_realtime'::text;
+  end if;
+
+  if p_on and v_has_send then
+    if not exists (select from pg_trigger g where g.tgrelid = 'public.conversations'::regclass
+                      and g.tgname = 'exai_announce') then
+      create trigger exai_announce after insert on public.conversations for each row
+        execute function exai.announce_change_v1();
+      create trigger exai_announce_change after update of revision on public.conversations for each row
+        when (new.revision is distinct from old.revision)
+        execute function exai.announce_change_v1();
+    end if;
+    v_done := v_done || 'broadcast'::text;
+  else
+    drop trigger if exists exai_announce on public.conversations;
+    drop trigger if exists exai_announce_change on public.conversations;
+  end if;
+
+  if v_has_topic then
+    drop policy if exists exai_own on realtime.messages;
+    if p_on then
+      create policy exai_own on realtime.messages for select to authenticated
+        using ((select realtime.topic()) = 'exai:' || (
+          select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', 'local')));
+      v_done := v_done || 'topic exai:<owner>'::text;
+    end if;
+  end if;
+  return v_done;
+end
+$function$
+;
 
 CREATE OR REPLACE FUNCTION exai.append_batch_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
  RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, server_epoch text)
@@ -1429,6 +1569,146 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.grant_access_v1(p_anonymous boolean DEFAULT NULL::boolean, p_adopted boolean DEFAULT false)
+ RETURNS text[]
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '4s'
+AS $function$
+declare
+  c_lock constant bigint := 7311701100470826099;
+  c_open constant text[] := array['conversations', 'messages', 'turns', 'files', 'conversation_files', 'requests'];
+  c_claims constant text := 'nullif(current_setting(''request.jwt.claims'', true), '''')::jsonb';
+  c_sub constant text := '(select nullif(' || c_claims || ' ->> ''sub'', ''local''))';
+  c_named constant text := '(select not coalesce((' || c_claims || ' ->> ''is_anonymous'')::boolean, false))';
+  c_mine constant text := 'conversation_id in (select c.id from public.conversations c where c.owner = ' || c_sub
+                          || ' and c.deleted_at is null)';
+  v_roles constant text[] := array(
+    select r.rolname::text from pg_roles r
+     where r.rolname in ('anon', 'authenticated', 'service_role', 'exai_app') order by 1);
+  v_everybody constant text := array_to_string('public'::text || v_roles, ', ');
+  v_anonymous constant boolean := coalesce(p_anonymous, (
+    select bool_or(p.polname = 'exai_own') and not bool_or(p.polname = 'exai_named')
+      from pg_policy p where p.polrelid = to_regclass('public.conversations')), false);
+  t record;
+  p record;
+  v_text text;
+begin
+  perform pg_advisory_xact_lock(c_lock);
+  execute 'revoke all on schema exai, monitoring from ' || v_everybody;
+  for p in
+    select g.role, g.schemas from (values
+      ('authenticated', 'exai'), ('service_role', 'monitoring'), ('exai_app', 'exai, monitoring, public')
+    ) g(role, schemas) where g.role = any(v_roles)
+  loop
+    execute format('grant usage on schema %s to %I', p.schemas, p.role);
+  end loop;
+
+  for t in
+    select c.oid, format('%I.%I', n.nspname, c.relname) as name, n.nspname::text as schema, c.relname::text as table,
+           c.relkind, c.relrowsecurity as is_secured, c.relispartition as is_part,
+           n.nspname = 'public' and not p_adopted
+             and exists (select from exai.adopted_tables a where a.name = c.relname) as is_kept
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+       and (n.nspname in ('exai', 'monitoring') or (n.nspname = 'public' and c.relname = any(c_open)))
+     order by c.oid
+  loop
+    if t.relkind = 'S' then
+      execute format('revoke all on sequence %s from %s', t.name, v_everybody);
+      for p in select r.role from unnest(v_roles) r(role) where r.role = 'exai_app'
+                  or (r.role = 'service_role' and t.schema = 'monitoring') loop
+        execute format('grant usage on sequence %s to %I', t.name, p.role);
+      end loop;
+      continue;
+    end if;
+    if not t.is_kept then
+      execute format('revoke all on %s from %s', t.name, v_everybody);
+      if t.relkind in ('r', 'p') and not t.is_secured then
+        execute format('alter table %s enable row level security', t.name);
+      end if;
+    end if;
+    for p in
+      select g.role, g.rights from (values
+        ('authenticated', 'public.' || t.table, 'select'),
+        ('authenticated', 'public.requests', 'insert (id, tool, arguments, deadline_at), update (state, read_at)'),
+        ('service_role', 'public.' || t.table, 'select'),
+        ('service_role', 'monitoring.metrics_raw', 'select, insert'),
+        ('service_role', 'monitoring.metrics_processing_log', 'select, insert, update'),
+        ('service_role', 'monitoring.metrics_1min', 'select'),
+        ('service_role', 'monitoring.metrics_1hour', 'select'),
+        ('exai_app', 'exai.alembic_version', 'select'),
+        ('exai_app', case when t.name <> 'exai.alembic_version' then t.name end, 'select, insert, update, delete')
+      ) g(role, name, rights)
+       where g.role = any(v_roles) and g.name = t.name and (not t.is_kept or g.role = 'exai_app')
+    loop
+      execute format('grant %s on %s to %I', p.rights, t.name, p.role);
+    end loop;
+    continue when t.relkind not in ('r', 'p');
+
+    if t.schema = 'public' and not t.is_kept and (v_anonymous or 'authenticated' <> all(v_roles)) then
+      if exists (select from pg_policy x where x.polrelid = t.oid and x.polname = 'exai_named') then
+        execute format('drop policy exai_named on %s', t.name);
+      end if;
+    end if;
+    for p in
+      select w.name, w.role, format('create policy %I on %s as %s for %s to %I %s', w.name, t.name, w.kind, w.verb,
+                                    w.role, w.condition) as text
+        from (values
+          ('conversations', 'exai_own', 'permissive', 'select', 'authenticated',
+           'using (owner = ' || c_sub || ' and deleted_at is null)'),
+          ('messages', 'exai_own', 'permissive', 'select', 'authenticated', 'using (' || c_mine || ')'),
+          ('turns', 'exai_own', 'permissive', 'select', 'authenticated', 'using (' || c_mine || ')'),
+          ('files', 'exai_own', 'permissive', 'select', 'authenticated', 'using (owner = ' || c_sub || ')'),
+          ('conversation_files', 'exai_own', 'permissive', 'select', 'authenticated', 'using (' || c_mine || ')'),
+          ('requests', 'exai_own', 'permissive', 'select', 'authenticated', 'using (owner = ' || c_sub || ')'),
+          ('requests', 'exai_ask', 'permissive', 'insert', 'authenticated',
+           'with check (owner = ' || c_sub || ' and state = ''queued'')'),
+          -- What else a client could do with a state, the constraint requests_end_check refuses.
+          ('requests', 'exai_cancel_or_read', 'permissive', 'update', 'authenticated',
+           'using (owner = ' || c_sub || ') with check (owner = ' || c_sub
+             || ' and state in (''cancelled'', ''done'', ''failed''))'),
+          (case when not v_anonymous then t.table end, 'exai_named', 'restrictive', 'all', 'authenticated',
+           'using (' || c_named || ')')
+        ) w(of, name, kind, verb, role, condition)
+       where t.schema = 'public' and not t.is_kept and w.of = t.table and w.role = any(v_roles)
+       union all
+      select 'exai_app', 'exai_app', format(
+               'create policy exai_app on %s for %s to exai_app using (true)', t.name,
+               case t.name when 'exai.alembic_version' then 'select' else 'all' end)
+       where 'exai_app' = any(v_roles) and not t.is_part
+    loop
+      v_text := md5(p.text);
+      continue when exists (
+        select from pg_policy x
+         where x.polrelid = t.oid and x.polname = p.name and obj_description(x.oid, 'pg_policy') = v_text);
+      execute format('drop policy if exists %I on %s', p.name, t.name);
+      execute p.text;
+      execute format('comment on policy %I on %s is %L', p.name, t.name, v_text);
+    end loop;
+  end loop;
+
+  for t in
+    select f.oid::regprocedure::text as name, n.nspname::text as schema, f.proname::text as function
+      from pg_proc f join pg_namespace n on n.oid = f.pronamespace
+     where n.nspname in ('exai', 'monitoring')
+        or (n.nspname = 'public' and f.proname in ('cleanup_orphaned_files', 'exai_page'))
+  loop
+    execute format('revoke all on routine %s from %s', t.name, v_everybody);
+    for p in
+      select r.role from unnest(v_roles) r(role)
+       where (r.role = 'exai_app' and t.function not in ('grant_access_v1', 'announce_v1'))
+          or (r.role = 'authenticated' and t.function in ('exai_page', 'shared_page_v1'))
+          or (r.role = 'service_role' and (t.schema = 'monitoring' or t.function = 'cleanup_orphaned_files'))
+    loop
+      execute format('grant execute on routine %s to %I', t.name, p.role);
+    end loop;
+  end loop;
+  return v_roles;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.has_terms_v1(p_which integer[], p_groups integer[], p_excluded boolean[], p_missing integer)
  RETURNS boolean
  LANGUAGE sql
@@ -1794,6 +2074,24 @@ begin
   values (old.owner, old.continuation_id)
   on conflict do nothing;
   return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.note_request_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  new.updated_at := clock_timestamp();
+  if new.read_at is distinct from old.read_at then
+    new.read_at := clock_timestamp();
+  end if;
+  if new.state = 'cancelled' and old.state <> 'cancelled' then
+    perform pg_notify('exai_requests', new.id::text);
+  end if;
+  return new;
 end
 $function$
 ;
@@ -2773,6 +3071,48 @@ select pg_catalog.concat_ws(' ',
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.shared_page_v1(p_id uuid, p_before_seq bigint, p_limit integer)
+ RETURNS SETOF public.messages
+ LANGUAGE plpgsql
+ STABLE SECURITY DEFINER ROWS 50
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_max_depth constant integer := 64;
+  c_budget constant bigint := 4194304;
+  v public.conversations;
+  r public.messages;
+  v_before bigint := p_before_seq;
+  v_left integer := p_limit;
+  v_bytes bigint := c_budget;
+begin
+  select c.* into v from public.conversations c
+   where c.id = p_id and c.deleted_at is null
+     and c.owner = nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub';
+  if not found then
+    return;
+  end if;
+  v_before := least(v_before, v.next_seq);
+  for v_depth in 0 .. c_max_depth loop
+    for r in
+      select m.* from public.messages m
+       where m.conversation_id = v.id and m.seq < v_before
+       order by m.seq desc
+       limit v_left
+    loop
+      v_bytes := v_bytes - octet_length(r.content) - coalesce(octet_length(r.metadata::text), 0);
+      exit when v_bytes < 0 and v_left < p_limit;
+      return next r;
+      v_left := v_left - 1;
+    end loop;
+    exit when v_left <= 0 or v_bytes < 0 or v.parent_id is null;
+    v_before := least(v_before, v.parent_seq + 1);
+    select c.* into v from public.conversations c where c.id = v.parent_id;
+  end loop;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.similar_answers_v1(p_owner text, p_embedding text, p_rest text, p_vector real[], p_least double precision, p_age_s double precision, p_rows integer, p_limit integer)
  RETURNS TABLE(o_similarity double precision, o_question text, o_content text, o_metadata text, o_turn_metadata text, o_created_at timestamp with time zone)
  LANGUAGE plpgsql
@@ -3555,6 +3895,7 @@ declare
   v_today constant date := current_date;
   v_day date;
   v_name text;
+  v_role text;
   v_made integer := 0;
 begin
   if not pg_try_advisory_xact_lock(c_lock) then
@@ -3568,6 +3909,10 @@ begin
       execute format('create table monitoring.%I (like monitoring.metrics_raw including defaults including constraints)',
                      v_name);
       execute format('alter table monitoring.%I enable row level security', v_name);
+      -- Default privileges may have granted it to the roles of Supabase's API.
+      for v_role in select r.rolname from pg_roles r where r.rolname in ('anon', 'authenticated', 'service_role') loop
+        execute format('revoke all on monitoring.%I from %I', v_name, v_role);
+      end loop;
       if exists (select from monitoring.metrics_raw_default d
                   where d."timestamp" >= v_day and d."timestamp" < v_day + 1) then
         lock table monitoring.metrics_raw_default in access exclusive mode;
@@ -3842,5 +4187,21 @@ begin
        and not exists (select from public.conversation_files l where l.file_id = f.id)
     returning f.id, f.owner, f.sha256, f.storage_path;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION public.exai_page(p_continuation_id text, p_before_seq bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 50)
+ RETURNS TABLE(seq bigint, role text, kind text, content text, metadata jsonb, turn_id uuid, created_at timestamp with time zone)
+ LANGUAGE sql
+ STABLE ROWS 50
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select m.seq, m.role, m.kind, m.content, m.metadata, m.turn_id, m.created_at
+  from public.conversations c
+ cross join lateral exai.shared_page_v1(
+   c.id, coalesce(p_before_seq, 9223372036854775807), least(greatest(coalesce(p_limit, 50), 1), 200)) m
+ where c.continuation_id = p_continuation_id and c.deleted_at is null
+   and c.owner = (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+ order by m.seq desc
 $function$
 ;

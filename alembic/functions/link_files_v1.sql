@@ -3,6 +3,7 @@
 -- keeps its source unless there is a new one. Changes nothing, and returns 0, if no turn has the key.
 create or replace function exai.link_files_v1(p_owner text, p_key text, p_files jsonb) returns bigint
 language plpgsql
+set search_path = "$user", public, extensions, pg_temp
 set lock_timeout = '2s'
 as $$
 declare

@@ -124,6 +124,7 @@ IN_THE_WAY = {
         ("public.messages has no column content",),
     ),
     "a table of ours": (("create table public.turns (n integer)",), ("public.turns is there already",)),
+    "another table of ours": (("create table public.requests (n integer)",), ("public.requests is there already",)),
     "a typed table": (
         (
             "create type public.link as (conversation_id uuid, file_id uuid)",

@@ -13,6 +13,7 @@ declare
   v_today constant date := current_date;
   v_day date;
   v_name text;
+  v_role text;
   v_made integer := 0;
 begin
   if not pg_try_advisory_xact_lock(c_lock) then
@@ -26,6 +27,10 @@ begin
       execute format('create table monitoring.%I (like monitoring.metrics_raw including defaults including constraints)',
                      v_name);
       execute format('alter table monitoring.%I enable row level security', v_name);
+      -- Default privileges may have granted it to the roles of Supabase's API.
+      for v_role in select r.rolname from pg_roles r where r.rolname in ('anon', 'authenticated', 'service_role') loop
+        execute format('revoke all on monitoring.%I from %I', v_name, v_role);
+      end loop;
       if exists (select from monitoring.metrics_raw_default d
                   where d."timestamp" >= v_day and d."timestamp" < v_day + 1) then
         lock table monitoring.metrics_raw_default in access exclusive mode;

@@ -18,7 +18,7 @@ from exai.errors import SchemaMismatch
 
 OLDEST_VERSION: Final = 140_000
 
-NAMES: Final = (*TABLES, "turns")
+NAMES: Final = (*TABLES, "turns", "requests")
 METRICS: Final = "monitoring.metrics_raw"
 METRIC_COLUMNS: Final = ("type", "timestamp", "created_at")
 
@@ -204,7 +204,7 @@ def _relation_problems(connection: Connection, row: RowMapping, name: str) -> It
     if row["kind"] != "r":
         yield f"{name} is {KINDS[row['kind']]}, EXAI needs a table of that name", "rename it"
         return
-    if row["name"] == "turns":
+    if row["name"] not in TABLES:
         yield f"{name} is there already and is not EXAI's", "rename it"
         return
     if row["inherits"]:

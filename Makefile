@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-backup test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-backup test-lowest test-newest test-clients test-poolers test-prometheus test-supabase check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -87,6 +87,9 @@ test-prometheus: .venv/dev.done ## ask a real Prometheus for everything that the
 
 test-backup: .venv/dev.done ## back up and restore a million messages with bounded memory (minutes)
 	@$(PY) -m pytest -n 0 -q -s -m heavy tests/integration/backup $(ARGS)
+
+test-supabase: .venv/dev.done .venv/supabase/done ## run a phone and Supabase's advisor on the real PostgREST and supabase-js (from npm)
+	@$(PY) -m pytest -n 0 -q -m heavy tests/supabase $(ARGS)
 
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
@@ -208,6 +211,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@$(PY) -m venv --clear --without-pip .venv/supply/image
 	@$(PIP) --python .venv/supply/image/bin/python install --no-compile --require-hashes -r requirements/image.lock
 	@touch $@
+
+.venv/supabase/done: tests/supabase/package.json tests/supabase/package-lock.json | .venv/bin/python
+	@mkdir -p .venv/supabase && cp tests/supabase/package.json tests/supabase/package-lock.json .venv/supabase/
+	@if command -v npm >/dev/null; then echo "installing PostgREST, supabase-js and the Supabase CLI from npm (once)"; \
+		npm ci --prefix .venv/supabase --no-audit --no-fund --ignore-scripts --silent && touch $@; \
+		else echo "npm is not on PATH: not tested with PostgREST, supabase-js and Supabase's advisor"; fi
 
 .venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python
 	@echo "installing the fuzzer into an environment of its own (once)"

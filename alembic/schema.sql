@@ -251,6 +251,7 @@ create table public.conversations (
     reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamp with time zone,
+    expires_at timestamp with time zone,
     created_at timestamp with time zone not null default now(),
     updated_at timestamp with time zone not null default now(),
     constraint conversations_pkey PRIMARY KEY (id),
@@ -265,6 +266,8 @@ CREATE INDEX conversations_changed_idx ON public.conversations USING btree (chan
 
 CREATE INDEX conversations_deleted_idx ON public.conversations USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
 
+CREATE INDEX conversations_expires_idx ON public.conversations USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+
 CREATE INDEX conversations_parent_idx ON public.conversations USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
@@ -275,7 +278,7 @@ CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EAC
 
 CREATE TRIGGER exai_keep_usage BEFORE DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.keep_usage_v1();
 
-CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
+CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.expires_at IS DISTINCT FROM old.expires_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
 -- It fires always.
 
 CREATE TRIGGER exai_note_removal AFTER DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.note_removal_v1();
@@ -380,13 +383,15 @@ create table public.requests (
 );
 alter table public.requests enable row level security;
 
-CREATE INDEX requests_ended_idx ON public.requests USING btree (updated_at) WHERE (state = ANY (ARRAY['done'::text, 'failed'::text, 'cancelled'::text]));
+CREATE INDEX requests_aged_idx ON public.requests USING btree (created_at);
 
 CREATE INDEX requests_queue_idx ON public.requests USING btree (owner, created_at, id) WHERE (state = 'queued'::text);
 
+CREATE INDEX requests_read_idx ON public.requests USING btree (read_at) WHERE (read_at IS NOT NULL);
+
 CREATE INDEX requests_recent_idx ON public.requests USING btree (owner, created_at DESC, id DESC);
 
-CREATE INDEX requests_running_idx ON public.requests USING btree (owner, lease_until) WHERE (state = 'running'::text);
+CREATE INDEX requests_running_idx ON public.requests USING btree (owner) WHERE (state = 'running'::text);
 
 CREATE TRIGGER exai_admit_requests AFTER INSERT ON public.requests REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION exai.admit_requests_v1();
 
@@ -434,6 +439,12 @@ alter table public.turns enable row level security;
 CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHERE (model IS NOT NULL);
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
+
+CREATE INDEX turns_model_idx ON public.turns USING btree (owner, model, conversation_id) WHERE (model IS NOT NULL);
+
+CREATE INDEX turns_pending_idx ON public.turns USING btree (conversation_id) WHERE (state = 'pending'::text);
+
+CREATE INDEX turns_tool_idx ON public.turns USING btree (owner, tool, conversation_id) WHERE (tool <> 'conversation_append'::text);
 
 CREATE OR REPLACE FUNCTION exai.admit_requests_v1()
  RETURNS trigger
@@ -507,7 +518,7 @@ begin
                       and g.tgname = 'exai_announce') then
       create trigger exai_announce after insert on public.conversations for each row
         execute function exai.announce_change_v1();
-      create trigger exai_announce_change after update of revision on public.conversations for each row
+      create trigger exai_announce_change after update on public.conversations for each row
         when (new.revision is distinct from old.revision)
         execute function exai.announce_change_v1();
     end if;
@@ -611,7 +622,7 @@ begin
     from claimed c;
   -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.live_header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end
@@ -642,7 +653,7 @@ begin
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
-      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.header_v1(v))::text;
+      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
@@ -654,7 +665,7 @@ begin
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
 ;
@@ -672,6 +683,7 @@ declare
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
   c_metadata_bytes constant bigint := 16777216;
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   s record;
   m record;
   v public.conversations;
@@ -698,12 +710,14 @@ begin
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
            earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
-       and (x.state = 'failed'
+       and ((x.state = 'failed' and (x.claimed_by <> p_turn_id or x.first_seq is not null or v_count = 0))
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
+    -- The same claimant again lost the first reply, and receives it again with everything it may lack; or it began the
+    -- turn without its question, which it has now.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
+                     when t.state = 'failed' then 'ended'
                      when t.attempt = 1 then 'started'
                      else 'resumed' end;
   end if;
@@ -712,6 +726,29 @@ begin
     if v.deleted_at is not null then
       v_status := 'not_found';
     end if;
+  end if;
+
+  if v_status in ('started', 'resumed') and t.first_seq is null and t.id is not null and v_count > 0 then
+    update public.turns x
+       set first_seq = v.next_seq, last_seq = v.next_seq + v_count - 1, revision = v.revision + 1,
+           provider = p_provider, model = p_model
+     where x.id = t.id
+    returning x.* into t;
+    v.next_seq := v.next_seq + v_count;
+    v.revision := v.revision + 1;
+    v.updated_at := pg_catalog.clock_timestamp();
+    with c as (
+      update public.conversations c
+         set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
+             updated_at = v.updated_at
+       where c.id = v.id),
+    f as (
+      insert into public.conversation_files (conversation_id, file_id)
+      select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
+      on conflict do nothing)
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
+      from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 
   if v_status in ('started', 'resumed') and coalesce(v.next_seq > 1, false) then
@@ -803,7 +840,7 @@ begin
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
     'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end,
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
 $function$
@@ -900,6 +937,9 @@ begin
   if p_change ? 'tags'::text then
     n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
+  if p_change ? 'expires_at'::text then
+    n.expires_at := (p_change ->> 'expires_at'::text)::timestamptz;
+  end if;
   if p_change ? 'deleted'::text then
     n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
@@ -928,8 +968,8 @@ begin
   end if;
   if v_status = 'changed' then
     update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
-           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
+           expires_at = n.expires_at, revision = n.revision, edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
@@ -1120,7 +1160,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
+CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1143,6 +1183,11 @@ begin
   select x.* into t from public.turns x where x.id = p_turn_id and x.owner = p_owner for update;
   if t.id is null or t.attempt <> p_attempt or t.state not in ('pending', p_state) then
     v_status := 'superseded';
+  elsif t.state = 'pending' and p_origin is not null and not exists (
+      select from public.conversations c join public.messages m on m.conversation_id = c.id
+       where c.id = (p_origin::jsonb ->> 0)::uuid and c.owner = p_owner and c.deleted_at is null
+         and m.seq = (p_origin::jsonb ->> 1)::bigint and m.turn_id = (p_origin::jsonb ->> 2)::uuid) then
+    v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
   else
@@ -1194,10 +1239,10 @@ begin
     v_revision := t.reply_revision;
   end if;
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
-    'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
-    'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
+    'status', v_status, 'first_seq', case when v_status in ('finished', 'duplicate') then t.reply_first_seq end,
+    'seq', case when v_status in ('finished', 'duplicate') then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
 ;
@@ -1542,9 +1587,10 @@ begin
         on conflict do nothing
         returning 1),
       c as (
-        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
-                                          next_seq, revision)
-        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
+        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, expires_at, parent_id,
+                                          parent_seq, next_seq, revision)
+        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, v.expires_at, w.id, v_at,
+               v_at + 1, 1
           from k
         returning 1)
       insert into public.conversation_files (conversation_id, file_id, source)
@@ -1733,11 +1779,13 @@ AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)
+  'revision', v.revision,
+  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
+  'created_at', v.created_at, 'updated_at', v.updated_at)
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
+CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[])
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1789,10 +1837,11 @@ begin
     for v_depth in 0 .. c_max_depth loop
       exit when v_end < p_first_seq;
       select pg_catalog.count(*) into v_found
-        from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
+        from unnest(p_roles, p_kinds, p_contents, p_digests) with ordinality u(role, kind, content, digest, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
        where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
-         and m.role = u.role and m.kind = u.kind and m.content = u.content;
+         and m.role = u.role and m.kind = u.kind and case when m.content = u.content then true when u.digest is null then false
+                  else pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(m.content, 'UTF8')), 'hex') = u.digest end;
       v_same := v_same + v_found;
       exit when w.parent_id is null;
       v_end := least(v_end, w.parent_seq);
@@ -1985,6 +2034,7 @@ $function$
 CREATE OR REPLACE FUNCTION exai.link_files_v1(p_owner text, p_key text, p_files jsonb)
  RETURNS bigint
  LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 declare
@@ -2001,6 +2051,22 @@ begin
   get diagnostics v_linked = row_count;
   return v_linked;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.live_header_v1(v public.conversations)
+ RETURNS json
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select pg_catalog.json_build_object(
+  'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
+  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
+  'revision', v.revision,
+  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
+  'created_at', v.created_at, 'updated_at', v.updated_at,
+  'pending', exai.pending_turns_v1(v.id))
 $function$
 ;
 
@@ -2170,6 +2236,26 @@ AS $function$
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.pending_turns_v1(p_conversation_id uuid)
+ RETURNS json
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_most constant integer := 20;
+begin
+  return (
+    select json_agg(json_build_object('tool', t.tool, 'model', t.model, 'since', t.started_at) order by t.started_at, t.id)
+      from (select x.id, x.tool, x.model, x.started_at
+              from public.turns x
+             where x.conversation_id = p_conversation_id and x.state = 'pending' and x.lease_until > clock_timestamp()
+             order by x.started_at, x.id
+             limit c_most) t);
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, storage_path text, created boolean)
  LANGUAGE plpgsql
@@ -2202,14 +2288,16 @@ begin
           where g.sha256 = c.sha256 and g.is_move)));
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
-      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters jsonb, at integer)
      where g.at is not null and g.sha256 <> all(v_known)
      order by g.sha256),
   begun as (
     insert into exai.blobs (id, size_bytes, begun_at) select g.blob_id, g.size_bytes, v_now from given g)
   insert into exai.blob_parts (blob_id, number, characters, data)
-  select g.blob_id, 0, g.characters, substring(p_data from g.at for g.size_bytes::integer)
+  select g.blob_id, n.number, (g.characters -> n.number)::integer,
+         substring(p_data from g.at + n.number * 1048576 for least(g.size_bytes - n.number * 1048576, 1048576)::integer)
     from given g
+   cross join lateral pg_catalog.generate_series(0, (g.size_bytes - 1)::integer / 1048576) n(number)
    where g.size_bytes > 0;
 
   insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
@@ -2243,23 +2331,25 @@ begin
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
     from pg_catalog.jsonb_to_recordset(p_files)
-         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text, is_keyed boolean)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
      select from public.files f
-      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
+      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
+        and (f.id = g.file_id or g.is_keyed is not true))
    order by g.sha256, g.name, g.media_type, g.place;
 
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            c.storage_path, coalesce(f.id = g.file_id, false)
-      from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      from pg_catalog.jsonb_to_recordset(p_files)
+           g(place integer, file_id uuid, sha256 text, media_type text, name text, is_keyed boolean)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
           from public.files x
          where x.owner = p_owner and x.sha256 = g.sha256 and g.sha256 = any(v_here)
-           and x.name = g.name and x.media_type = g.media_type
+           and x.name = g.name and x.media_type = g.media_type and (x.id = g.file_id or g.is_keyed is not true)
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;
@@ -2399,7 +2489,7 @@ begin
   if not found then
     return;
   end if;
-  v_head := json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+  v_head := json_build_object('conversation', exai.live_header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   v_before := least(p_before_seq, v.next_seq - p_skip);
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);
@@ -3569,7 +3659,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer, p_zone text)
- RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
+ RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint, o_continuation_id text)
  LANGUAGE sql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3630,7 +3720,7 @@ AS $function$
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
          p_continuation_id is null or exists (
            select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id),
-         s.kept
+         s.kept, case when p_by = 'turn' and s.is_total = 0 and c.deleted_at is null then c.continuation_id end
     from shown s
     left join public.conversations c
       on c.id = case when s.is_total = 0 then s.conversation::uuid end

@@ -38,6 +38,7 @@ SECTIONS: Mapping[str, str] = {
     "answers": "Answer cache",
     "retention": "Retention",
     "files": "Files",
+    "requests": "Stored requests",
     "log": "Log",
     "telemetry": "Telemetry",
     "connect": "The command `exai connect`",

@@ -32,7 +32,7 @@ begin
                       and g.tgname = 'exai_announce') then
       create trigger exai_announce after insert on public.conversations for each row
         execute function exai.announce_change_v1();
-      create trigger exai_announce_change after update of revision on public.conversations for each row
+      create trigger exai_announce_change after update on public.conversations for each row
         when (new.revision is distinct from old.revision)
         execute function exai.announce_change_v1();
     end if;

@@ -1,6 +1,7 @@
 -- Returns the fields of header_v1 and the running turns, for the statements whose header is cached with a page.
 create or replace function exai.live_header_v1(v public.conversations) returns json
 language sql stable
+set search_path = pg_catalog, pg_temp
 as $$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,

@@ -22,9 +22,10 @@ TRIGGERS = ("exai_admit_requests", "exai_note_request")
 PAGE = "public.exai_page(text, bigint, integer)"
 INDEXES = (
     "create index requests_queue_idx on public.requests (owner, created_at, id) where state = 'queued'",
-    "create index requests_running_idx on public.requests (owner, lease_until) where state = 'running'",
+    "create index requests_running_idx on public.requests (owner) where state = 'running'",
     "create index requests_recent_idx on public.requests (owner, created_at desc, id desc)",
-    "create index requests_ended_idx on public.requests (updated_at) where state in ('done', 'failed', 'cancelled')",
+    "create index requests_aged_idx on public.requests (created_at)",
+    "create index requests_read_idx on public.requests (read_at) where read_at is not null",
 )
 LOCKED = ("conversations", "messages", "turns", "files", "conversation_files")
 """The tables with many users. They are locked together, before the function creates the policies of any."""

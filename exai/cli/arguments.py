@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_drill(commands)
     _add_backup(commands)
     _add_erase(commands)
+    _add_supabase(commands)
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
@@ -74,6 +75,11 @@ def _add_service(commands: Any) -> None:
     serve.add_argument("--host", help="address to listen on; default: 127.0.0.1 (EXAI_SERVER__HOST)")
     serve.add_argument("--port", help="port to listen on, 0 for any free port; default: 8079 (EXAI_SERVER__PORT)")
     serve.add_argument("--data-dir", help="data directory of the embedded servers (EXAI_DATA_DIR)")
+    serve.add_argument(
+        "--requests",
+        action="store_true",
+        help="also answer the requests that clients store in the database (EXAI_REQUESTS__ENABLED)",
+    )
     serve.add_argument(
         "--workers", type=int, default=1, metavar="N", help="number of processes that share the port (default: 1)"
     )
@@ -284,6 +290,16 @@ def _add_erase(commands: Any) -> None:
     for each in (owner, conversation):
         each.add_argument("--dry-run", action="store_true", help="erase nothing; count what would be erased")
         each.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+
+
+def _add_supabase(commands: Any) -> None:
+    supabase = commands.add_parser("supabase", help="set the rights of Supabase's roles on EXAI's tables")
+    actions = supabase.add_subparsers(metavar="action", dest="action", required=True)
+    grant = actions.add_parser("grant", help="grant the roles that exist what they need; it may be repeated")
+    grant.add_argument(
+        "--adopted", action="store_true", help="also on tables of an older system, whose clients then lose their rights"
+    )
+    grant.add_argument("--no-realtime", action="store_true", help="publish and broadcast no changes")
 
 
 def _add_bench(commands: Any) -> None:

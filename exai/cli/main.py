@@ -101,6 +101,7 @@ def _serve(options: argparse.Namespace) -> int:
         "EXAI_SERVER__HOST": options.host,
         "EXAI_SERVER__PORT": options.port,
         "EXAI_DATA_DIR": options.data_dir,
+        "EXAI_REQUESTS__ENABLED": "true" if options.requests else None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     settings = read_settings(given)
@@ -369,6 +370,7 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "backup": store.backup,
     "restore": store.restore,
     "erase": store.erase,
+    "supabase": store.supabase,
     "bench": _bench,
     "version": _version,
 }

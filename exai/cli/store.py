@@ -107,3 +107,10 @@ def erase(options: argparse.Namespace) -> int:
     from exai.cli.erase import erase as remove
 
     return remove(options)
+
+
+def supabase(options: argparse.Namespace) -> int:
+    """Set the rights of Supabase's roles."""
+    from exai.cli.supabase import supabase as work
+
+    return work(options)

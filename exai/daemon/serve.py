@@ -26,6 +26,8 @@ from exai.conversations.retention import Retention
 from exai.daemon.control import Parent, parent_watched
 from exai.daemon.examination import examination
 from exai.daemon.gathering import LIVE, METRICS
+from exai.db.driver.address import parse_address
+from exai.db.requests import RequestRepository
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
 from exai.logs import log_at
@@ -42,6 +44,7 @@ from exai.monitoring.memory import watch_memory
 from exai.monitoring.otel import traced
 from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
+from exai.requests.queue import open_requests
 from exai.settings.addresses import redact
 from exai.settings.load import LogLevel, LogSettings, Settings
 from exai.settings.sections import JwtSettings
@@ -89,7 +92,10 @@ async def serve(
             examined = examination(settings, app.health, background)
             asgi = build_asgi(server, _routes(app, server, link, examined.problems))
             app.recorder.watch(asgi.report)
-            async with open_server(asgi, settings.server, sockets=sockets) as listening:
+            async with (
+                _stored_requests(app, server),
+                open_server(asgi, settings.server, sockets=sockets) as listening,
+            ):
                 facts = _started(app, listening.port)
                 if link is not None:
                     link.report(asdict(facts))
@@ -144,6 +150,20 @@ async def _history(app: App) -> AsyncIterator[None]:
         running("metrics-upkeep", Upkeep(app.history, app.recorder).run()),
         running("retention", Retention(app.maintenance, app.recorder).run()),
     ):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _stored_requests(app: App, server: McpServer) -> AsyncIterator[None]:
+    """Answer the requests that clients store in the database, if that is configured, until the block ends."""
+    settings = app.settings.requests
+    if not settings.enabled:
+        yield
+        return
+    is_own = app.embedded is not None and app.embedded.postgres_url is not None
+    given = settings.listen_url.get_secret_value() if settings.listen_url else None
+    listen_at = parse_address(given, "EXAI_REQUESTS__LISTEN_URL") if given else app.database.address if is_own else None
+    async with open_requests(server, RequestRepository(app.database), settings, app.recorder, listen_at):
         yield
 
 

@@ -45,6 +45,7 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__JWT__AUDIENCE": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__ALLOW_ANONYMOUS": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__PUBLISHABLE_KEY": "decides where the page signs in",
+    "EXAI_REQUESTS__ENABLED": "lets those who may store rows in the database use the tools",
     "EXAI_SERVER__JWT__SIGN_IN_WITH": "decides where the page signs in",
 }
 """Settings that widen access, or send files elsewhere, with any value."""
@@ -69,7 +70,7 @@ def check_credentials(reading: Reading) -> Iterator[ConfigError]:
         key = f"{name.removesuffix('BASE_URL')}API_KEY"
         if name.startswith(f"{ENDPOINTS}__") and name.endswith("__BASE_URL") and key not in reading.values:
             yield from refusals(reading, (name,), ENDPOINTS)
-    for name in ("EXAI_DATABASE__URL", "EXAI_DATABASE__MIGRATION_URL"):
+    for name in ("EXAI_DATABASE__URL", "EXAI_DATABASE__MIGRATION_URL", "EXAI_REQUESTS__LISTEN_URL"):
         yield from _borrowed_password(reading, name)
     program = reading.find("EXAI_PG_BIN")
     if program is not None and program.is_found:

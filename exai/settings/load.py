@@ -28,6 +28,7 @@ from exai.settings.addresses import UnusableAddress, redact
 from exai.settings.contradictions import contradictions, store_contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import NOT_SETTINGS, OLDER_NAMES, Reading, Search, Value, read_environment
+from exai.settings.requests import RequestSettings
 from exai.settings.sections import (
     AnswerSettings,
     BudgetSettings,
@@ -67,6 +68,7 @@ __all__ = [
     "LogSettings",
     "ProviderSettings",
     "ProvidersSettings",
+    "RequestSettings",
     "RetentionSettings",
     "S3Settings",
     "ServerSettings",
@@ -113,6 +115,7 @@ class Settings(BaseModel):
     answers: AnswerSettings = AnswerSettings()
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
+    requests: RequestSettings = RequestSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     connect: ConnectSettings = ConnectSettings()

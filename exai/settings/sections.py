@@ -36,13 +36,13 @@ JWT_SECRET_MIN_CHARS = 32
 CALL_DEADLINES: Final[Mapping[str, float]] = {
     "claude-code": 3_600.0,
     "exai-page": 3_600.0,
+    "exai-requests": 3_600.0,
     "gemini-cli": 580.0,
     "codex": 280.0,
     "*": 55.0,
 }
-"""Seconds within which a call is answered, by the beginning of the client's name. Each is below the client's own limit:
-Codex ends a call after 300 s, Gemini CLI after 600 s, claude.ai and most others after 60 s. Claude Code and the page
-wait as long as they receive progress."""
+"""Seconds within which a call is answered, by the beginning of the client's name: below its limit, which is 300 s for
+Codex, 600 s for Gemini CLI and 60 s for most; the first three wait as long as they receive progress."""
 
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from math import inf
 from typing import Final, TypeAlias
 
@@ -24,6 +25,7 @@ from asyncpg.exceptions import PostgresError
 from exai.db.concurrency import NetworkFloor
 from exai.db.driver.address import Address, parse_address
 from exai.db.driver.connections import Connections, OneTrip
+from exai.db.driver.passwords import PasswordRetry
 from exai.db.driver.session import settle
 from exai.db.driver.statements import Statement, load_statements
 from exai.db.driver.translate import DEPENDENCY, READ_ONLY, StatementPhase, TranslatedError, judge
@@ -283,7 +285,8 @@ async def connect(address: Address, *, timeout_s: float) -> OneTrip:
 
     """
     try:
-        return await _open(address, timeout_s=timeout_s, statement_cache_size=0)
+        retry = PasswordRetry(time.monotonic)
+        return await retry.open(lambda: _open(address, timeout_s=timeout_s, statement_cache_size=0))
     except Exception as error:
         raise _refused(error) from error
 
@@ -335,13 +338,14 @@ async def open_pool(
 
     network = NetworkFloor(clock)
 
+    passwords = PasswordRetry(clock)
+    opening = partial(_open, address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE)
+
     async def opener() -> OneTrip:
         loop, limit_s = asyncio.get_running_loop(), address.connect_timeout_s or settings.connect_timeout_s
         last = loop.time() + max(limit_s, OPEN_LIMIT_S)
         async with asyncio.timeout(limit_s) as scope:
-            connection = await _open(
-                address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE
-            )
+            connection = await passwords.open(opening)
             try:
                 for statement in described:
                     # The limit is for each reply: many descriptions take long from a server that is far or busy.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from exai.blobs.local import LocalBlobs
 from exai.blobs.supabase import open_supabase
 from exai.db.contents import PostgresBlobs
 from exai.files.loading import FileContent
@@ -25,6 +27,9 @@ from tests.support.supabase_storage import KEY, SupabaseStorage
 ROOT = Path(__file__).resolve().parents[3]
 REQUESTS = 6
 """Of an upload in three pieces: the bucket is asked for and made, the upload begun, and three pieces sent."""
+
+FEWEST_CHANGES = 5
+"""The directory and one below it, the temporary file, its new name, and the row."""
 
 
 @pytest.mark.direct
@@ -72,6 +77,46 @@ async def test_process_killed_at_any_step_of_an_upload_leaves_nothing_broken(pos
                 assert (await store.sweep(-60, files.repository.known)).contents == len(complete)
                 assert (await files.read(LOCAL_OWNER, file.id))[1] == DATA
             await run(postgres_url, "delete from public.files", "delete from exai.contents")
+
+
+async def test_process_killed_at_any_step_of_a_write_to_the_directory_leaves_nothing_broken(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """Before each change of the directory, and before the row is stored: no row without bytes, no half of a file."""
+    steps = 0
+    async with opened(postgres_url) as database:
+        while await ends_itself(postgres_url, tmp_path / f"{steps + 1}", steps + 1):
+            steps += 1
+            store = LocalBlobs(tmp_path / f"{steps}")
+            complete = [path for path in store.root.glob("*/*/*") if not path.name.startswith(".")]
+            assert all(path.read_bytes() == DATA for path in complete)
+            assert await value(postgres_url, "select count(*) from exai.contents") == 0
+            files = service(database, {"directory": store}, "directory")
+            assert (await files.list(LOCAL_OWNER)).files == ()
+            (file,) = await files.put(LOCAL_OWNER, [FileContent("a.bin", DATA)])
+            await store.sweep(-60, files.repository.known)
+            assert (await files.read(LOCAL_OWNER, file.id))[1] == DATA
+            assert [path.name for path in store.root.rglob("*") if path.is_file()] == [file.sha256]
+            await run(postgres_url, "delete from public.files", "delete from exai.contents")
+    assert steps >= FEWEST_CHANGES
+
+
+async def ends_itself(postgres_url: str, directory: Path, step: int) -> bool:
+    """Run the program; return whether it reached the step at which it kills itself."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.integration.blobs.putting_locally",
+        postgres_url,
+        str(directory),
+        str(step),
+        cwd=ROOT,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+    )
+    async with asyncio.timeout(60):
+        status = await process.wait()
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
 
 
 async def killed(postgres_url: str, server: SupabaseStorage) -> None:

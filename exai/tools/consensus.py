@@ -52,7 +52,7 @@ class ConsensusArguments(Arguments):
     files: list[str] | None = Field(
         None, description="Paths, directories, globs, path:10-80 or file_ids; the server reads them."
     )
-    focus: str | None = Field(None, description="What matters most, in words.")
+    focus: str | None = Field(None, description="What matters most.")
     continuation_id: ContinuationId | None = Field(
         None, description="Continue this conversation, of any tool; the panel does not see it."
     )

@@ -39,7 +39,7 @@ COMMON: Final[Mapping[str, Any]] = {
         list[str] | None,
         Field(None, description="Paths, directories, globs, path:10-80 or file_ids; the server reads them."),
     ),
-    "focus": (str | None, Field(None, description="What matters most, in words.")),
+    "focus": (str | None, Field(None, description="What matters most.")),
     "findings": (
         list[str] | None,
         Field(None, description="What you found, one line each: 'high: SQL from input (db.py:42)'."),

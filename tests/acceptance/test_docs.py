@@ -44,6 +44,6 @@ def test_program_of_the_websocket_page_calls_a_tool(shared_daemon: Daemon, tmp_p
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.name)
 def test_variables_and_commands_of_a_page_exist(page: Path) -> None:
     text = page.read_text("utf-8")
-    known = {each.name for each in variables()} | {"EXAI_ENV_FILE"}
+    known = {each.name for each in variables()} | {"EXAI_ENV_FILE", "EXAI_SECRETS_DIR"}
     assert set(re.findall(r"\bEXAI_[A-Z0-9_]*[A-Z0-9]\b(?!__)", text)) <= known
     assert set(re.findall(r"`exai ([a-z]+)", text)) <= COMMANDS.keys()

@@ -31,8 +31,9 @@ def roots(home: Path, *more: Path) -> Roots:
 
 def test_file_below_a_root_is_named_by_its_path_there(home: Path) -> None:
     """Two files of one name in two directories are distinguished."""
-    assert roots(home).read("path", str(home / "work" / "a.txt"), LIMIT) == ("work/a.txt", b"allowed")
-    assert roots(home, home / "work").read("path", str(home / "work" / "a.txt"), LIMIT)[0] == "a.txt"
+    found = roots(home).read("path", str(home / "work" / "a.txt"), LIMIT)
+    assert (found.name, found.data) == ("work/a.txt", b"allowed")
+    assert roots(home, home / "work").read("path", str(home / "work" / "a.txt"), LIMIT).name == "a.txt"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,13 @@ def _add_service(commands: Any) -> None:
 
     doctor = commands.add_parser("doctor", help="examine every component and name the cure for each problem")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
+    doctor.add_argument(
+        "--supabase", action="store_true", help="also examine addresses, keys and rights of a Supabase project"
+    )
+    doctor.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="with --supabase: processes of `exai serve`"
+    )
+    doctor.add_argument("--url", help="examine only this address of a daemon, as a client at another place sees it")
 
     validate = commands.add_parser("validate", help="check the promises of the store on the database; leaves no row")
     validate.add_argument("--format", choices=("text", "json"), default="text")

@@ -12,6 +12,7 @@ from exai import doctor
 from exai.backends import roots_of
 from exai.cache.redis.address import parse_address as parse_cache
 from exai.cli.health_client import ask_health, local_address
+from exai.cli.outside import check_from_outside
 from exai.conversations.turns.budgets import pricing_of
 from exai.db.driver.address import parse_address as parse_database
 from exai.doctor import LOOK_LIMIT_S, LOOKS
@@ -22,6 +23,7 @@ from exai.program import program
 from exai.providers.embeddings import open_embedder
 from exai.providers.opening import open_providers
 from exai.settings.credentials import check_daemon_token
+from exai.settings.environment import read_environment
 from exai.settings.load import Settings
 
 
@@ -43,9 +45,14 @@ async def check_settings(settings: Settings) -> None:
     Connects to nothing, and starts nothing.
     """
     database, cache = settings.database, settings.cache.url
-    for name, url in (("URL", database.url), ("MIGRATION_URL", database.migration_url)):
+    addresses = {
+        "EXAI_DATABASE__URL": database.url,
+        "EXAI_DATABASE__MIGRATION_URL": database.migration_url,
+        "EXAI_REQUESTS__LISTEN_URL": settings.requests.listen_url,
+    }
+    for name, url in addresses.items():
         if url is not None:
-            parse_database(url.get_secret_value(), f"EXAI_DATABASE__{name}")
+            parse_database(url.get_secret_value(), name)
     if cache is not None and not isinstance(cache, str):
         parse_cache(cache.get_secret_value())
     roots_of(settings)
@@ -55,6 +62,13 @@ async def check_settings(settings: Settings) -> None:
         open_embedder(settings.answers, settings.providers, recorder, pricing),
     ):
         pass
+
+
+def from_outside(url: str) -> list[Finding]:
+    """Return the findings about a daemon at `url`, with the token of `exai connect`."""
+    reading = read_environment()
+    token = reading.find("EXAI_TOKEN")
+    return check_from_outside(url, token.text if token else None)
 
 
 def table(findings: list[Finding]) -> str:

@@ -277,7 +277,8 @@ def _config(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from exai.cli.doctor import examine, table
+    from exai.cli.doctor import examine, from_outside, table
+    from exai.cli.supabase_checks import check_supabase
     from exai.doctor import unusable_settings
     from exai.logs import configure_logging
     from exai.monitoring.metrics import MetricsRecorder
@@ -286,7 +287,9 @@ def _doctor(options: argparse.Namespace) -> int:
     # The problems of the examined libraries are in the findings; their log lines would only repeat them.
     configure_logging(LogSettings(level="error"))
     try:
-        findings = run(examine(load_settings(), MetricsRecorder()))
+        findings = from_outside(options.url) if options.url else run(examine(load_settings(), MetricsRecorder()))
+        if options.supabase and not options.url:
+            findings += run(check_supabase(load_settings(), options.workers))
         failed = FAILED
     except ConfigError as error:
         findings, failed = unusable_settings(error), MISCONFIGURED

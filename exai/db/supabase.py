@@ -55,6 +55,11 @@ select array(select t.name from pg_catalog.unnest($1::text[]) t(name)
                  or not exists (select from pg_catalog.pg_policies p
                                  where p.schemaname = 'public' and p.tablename = t.name and p.cmd in ('SELECT', 'ALL')
                                    and 'authenticated' = any(p.roles)))::text[]"""
+LIMITS: Final = """
+select (pg_catalog.current_setting('max_connections')::int
+        - pg_catalog.current_setting('superuser_reserved_connections')::int)::int as allowed,
+       (select pg_catalog.count(*) from pg_catalog.pg_stat_activity a
+         where a.backend_type = 'client backend' and a.pid <> pg_catalog.pg_backend_pid())::int as others"""
 PUBLISHED: Final = """
 select p.puballtables::boolean as all_tables,
        array(select t.tablename::text from pg_catalog.pg_publication_tables t
@@ -123,6 +128,17 @@ async def examine(url: str, *, anonymous: bool) -> list[Finding]:
             *await _anonymous(connection, roles, wanted=anonymous),
             *await _realtime(connection),
         ]
+    finally:
+        connection.terminate()
+
+
+async def read_limits(url: str) -> tuple[int, int]:
+    """Return the most connections that the server gives to this role, and how many others are open."""
+    connection = await connect(parse_address(url), timeout_s=CONNECT_LIMIT_S)
+    try:
+        row = await connection.fetchrow(LIMITS)
+        assert row is not None  # noqa: S101 - a select without a table always has one row
+        return row["allowed"], row["others"]
     finally:
         connection.terminate()
 

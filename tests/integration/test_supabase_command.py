@@ -57,6 +57,19 @@ async def test_the_command_mends_what_the_doctor_finds(later_url: str) -> None:
 
 
 @pytest.mark.direct
+async def test_the_doctor_examines_the_project_on_request(later_url: str) -> None:
+    """Beside everything else, and with the connections that all workers would open."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "exai", "doctor", "--supabase", "--workers", "200",
+        env=environment({"EXAI_DATABASE__URL": later_url}), stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out = (await process.communicate())[0].decode()
+    assert process.returncode == 1, out
+    assert "200 x 10 wanted" in out
+    assert "supabase grant" in out
+
+
+@pytest.mark.direct
 async def test_a_change_is_sent_to_its_owner_only(later_url: str) -> None:
     """With the revision, by which a client knows whether it has read it already."""
     await grant(later_url, anonymous=False, adopted=False, realtime=True)

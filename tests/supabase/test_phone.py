@@ -104,7 +104,7 @@ async def test_supabase_s_advisor_has_no_objection(supabase_url: str, tmp_path: 
     home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SUPABASE_TELEMETRY_DISABLED": "1", "NO_COLOR": "1"}
     async with PgProxy(supabase_url) as proxy:
         process = await asyncio.create_subprocess_exec(
-            "node", str(MODULES / ".bin" / "supabase"), "db", "advisors", "--db-url", f"{proxy.url}?sslmode=disable",
+            "node", str(MODULES / ".bin" / "supabase"), "db", "advisors", "--db-url", proxy.url,
             "--type", kind, "--level", "warn", "--fail-on", "warn",
             cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=home,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,10 @@ from tests.support.pg_proxy import PgProxy
 from tests.support.schema_text import schema_text
 
 ROOT = Path(__file__).resolve().parents[2]
-STEP = 4
+RECORDS = re.compile(r"^(INSERT INTO|UPDATE) exai\.alembic_version")
+FIRST, LATER = 40, 6
+"""Statements until the first revision is at work, and from the record of one until the next one is at work."""
+
 LIMIT_S = 60
 ROWS = {
     "conversations": "select id, owner, continuation_id, title, next_seq from public.conversations order by id",
@@ -30,13 +34,31 @@ ROWS = {
 }
 
 
-class CuttingProxy(PgProxy):
-    """Lets the reply to the statement of this number get lost, after the server has carried it out."""
+class WatchingProxy(PgProxy):
+    """Notes when one statement has arrived, and passes it on.
 
-    last = 0
+    It belongs to the work of the first revision of the run, or with `number` 1 of the one after it; or it is, with
+    `at_end`, the commit of the first one.
+    """
+
+    def __init__(self, url: str, number: int, *, at_end: bool) -> None:
+        super().__init__(url)
+        self._number, self._at_end = number, at_end
+        self.arrived = asyncio.Event()
 
     def _note_packet(self, kind: bytes, body: bytes) -> bool:
-        return super()._note_packet(kind, body) or len(self.statements) == self.last
+        is_lost = super()._note_packet(kind, body)
+        if self._has_arrived():
+            self.arrived.set()
+        return is_lost
+
+    def _has_arrived(self) -> bool:
+        recorded = [place for place, each in enumerate(self.statements) if RECORDS.search(each)]
+        if self._at_end:
+            return bool(recorded) and not RECORDS.search(self.statements[-1])
+        if self._number:
+            return bool(recorded) and len(self.statements) > recorded[0] + LATER
+        return len(self.statements) > FIRST
 
 
 async def start(url: str) -> asyncio.subprocess.Process:
@@ -76,30 +98,34 @@ def whole_url(backend: Backend) -> Iterator[str]:
 
 
 @pytest.mark.direct
-@pytest.mark.parametrize("older", ["", LIKE_SUPABASE], ids=["from empty", "adopting"])
+@pytest.mark.parametrize(
+    ("older", "at_end"),
+    [("", False), (LIKE_SUPABASE, False), (LIKE_SUPABASE, True)],
+    ids=["from empty", "adopting", "adopting, when a revision is recorded"],
+)
 async def test_a_killed_migration_is_finished_by_the_next_run(
-    empty_postgres_url: str, whole_url: str, older: str
+    empty_postgres_url: str, whole_url: str, older: str, *, at_end: bool
 ) -> None:
-    """Killed after the 4th statement, then after the 8th and so on; the end is that of a run in one piece."""
+    """Killed once in each revision, one after the other; the end is that of a run in one piece."""
     url = empty_postgres_url
     for each in (url, whole_url):
         await run(each, *filter(None, (older,)))
     await upgrade(whole_url)
-    killed_in = set()
-    for last in range(STEP, 10_000, STEP):
-        async with CuttingProxy(url) as proxy:
-            proxy.last = last
+    found_after = []
+    for number in range(len(known_revisions()) + 1):
+        async with WatchingProxy(url, min(number, 1), at_end=at_end) as proxy:
             process = await start(proxy.url)
-            ended, lost = asyncio.create_task(process.wait()), asyncio.create_task(proxy.lost.wait())
-            await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED, timeout=LIMIT_S)
+            ended, arrived = asyncio.create_task(process.wait()), asyncio.create_task(proxy.arrived.wait())
+            await asyncio.wait({ended, arrived}, return_when=asyncio.FIRST_COMPLETED, timeout=LIMIT_S)
+            arrived.cancel()
             if ended.done():
-                lost.cancel()
                 assert process.stderr is not None
                 assert process.returncode == 0, await process.stderr.read()
                 break
             process.kill()
             await ended
-        killed_in.add(await found(url))
-    assert killed_in >= {"", *known_revisions()[:-1]}
+        found_after.append(await found(url))
+    assert found_after == (known_revisions() if at_end else ["", *known_revisions()[:-1]])
+    await upgrade(url)
     assert await value(url, "select version_num from exai.alembic_version") == expected_revision()
     assert await state_of(url) == await state_of(whole_url)

@@ -1,6 +1,7 @@
 """Removes everything of an owner, or of a conversation, from all tables, in one transaction.
 
-Tables are found in the catalogs by the columns `owner` and `conversation_id`, so that a new one cannot be forgotten.
+Tables are found in the catalogs by their columns `owner`, `conversation_id` and `continuation_id`: a new one is not
+forgotten.
 
 Invariant: either all rows are removed or none, and no row of another owner.
 """
@@ -28,6 +29,7 @@ FILES: Final = frozenset({"public.files", "exai.contents", "exai.content_texts"}
 
 TABLES: Final = {
     "erase_quarantine": "exai.quarantine",
+    "erase_requests": "public.requests",
     "erase_events": "monitoring.metrics_raw",
     "erase_minutes": "monitoring.metrics_1min",
     "erase_hours": "monitoring.metrics_1hour",
@@ -95,25 +97,27 @@ class ErasureRepository:
         self, connection: OneTrip, erased: ErasedRows, owner: Owner, ids: list[str], *, whole: bool
     ) -> None:
         """Remove the rows of conversations and, if `whole`, all others of the owner."""
-        columns = ["owner", "conversation_id"] if whole else ["conversation_id"]
+        columns = ["owner", "conversation_id"] if whole else ["conversation_id", "continuation_id"]
         tables = await connection.fetch(statement("erasure_tables"), list(public_tables()), columns)
         chosen = [table for table in tables if table["name"] != REMOVALS and (whole or table["name"] not in KEPT)]
-        value = {"owner": owner, "conversation_id": ids}
+        names = [key.continuation_id for key in erased.conversations]
+        values = {"owner": (owner,), "conversation_id": (ids,), "continuation_id": (owner, names)}
         for table in chosen:
-            number = await connection.fetchval(table["count"], value[table["by"]])
+            number = await connection.fetchval(table["count"], *values[table["by"]])
             erased.rows[table["name"]] = max(number, erased.rows.get(table["name"], 0))
         erased.count("public.conversations", await connection.execute(statement("erase_conversations"), ids))
         # What does not refer to conversations, and what triggers have written.
         for table in chosen:
             if table["name"] not in FILES:
-                await connection.execute(table["remove"], value[table["by"]])
+                await connection.execute(table["remove"], *values[table["by"]])
         args: dict[str, tuple[Any, ...]] = {"erase_quarantine": (owner, whole, ids)}
         if whole:
             args |= dict.fromkeys(("erase_events", "erase_minutes", "erase_hours"), (owner,))
         else:
+            args["erase_requests"] = (owner, names)
             await connection.execute(statement("erase_names"), ids)
-        for name, values in args.items():
-            erased.count(TABLES[name], await connection.execute(statement(name), *values))
+        for name, given in args.items():
+            erased.count(TABLES[name], await connection.execute(statement(name), *given))
 
     async def _remove_files(self, connection: OneTrip, erased: ErasedRows, owner: Owner, ids: list[str]) -> None:
         """Remove files, and the contents that no file has any more."""

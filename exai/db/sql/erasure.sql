@@ -11,7 +11,8 @@ select (n.nspname || '.' || c.relname)::text as name, a.attname::text as by,
   join pg_catalog.pg_attribute a on a.attrelid = c.oid and not a.attisdropped
  cross join lateral (
    select case a.attname when 'owner' then 'x.owner = $1::text'
-                         else 'x.conversation_id = any($1::text[]::uuid[])' end as condition) w
+                         when 'conversation_id' then 'x.conversation_id = any($1::text[]::uuid[])'
+                         else 'x.owner = $1::text and x.continuation_id = any($2::text[])' end as condition) w
  where c.relkind in ('r', 'p') and not c.relispartition and a.attname = any($2::text[])
    and (n.nspname in ('exai', 'monitoring') or (n.nspname = 'public' and c.relname = any($1::text[])))
    and (n.nspname, c.relname) <> ('public', 'conversations')
@@ -82,6 +83,14 @@ delete from public.conversations c where c.id = any($1::text[]::uuid[]);
 -- Takes the names of erased conversations out of the records of what they cost.
 update exai.purged_turns p set continuation_id = p.conversation_id::text
  where p.conversation_id = any($1::text[]::uuid[]);
+
+-- name: erase_requests
+-- repeat: keyed
+-- described: at first use
+-- Deletes the requests of clients for conversations, which name them in their arguments until they are done. By
+-- requests_recent_idx.
+delete from public.requests r
+ where r.owner = $1::text and r.arguments ->> 'continuation_id'::text = any($2::text[]);
 
 -- name: erase_quarantine
 -- repeat: keyed

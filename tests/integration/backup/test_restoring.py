@@ -46,6 +46,7 @@ async def fill(side: Side, **settings: str) -> None:
         "insert into exai.quarantine (table_name, reason, row) values ('files', 'test', '{\"owner\": \"local\"}')",
         "insert into exai.content_texts (owner, sha256, source, text, note)"
         " select owner, sha256, 'local', e'a\\\\b\\tc', 'x' from exai.contents where owner = 'local' limit 1",
+        "insert into public.requests (owner, tool, arguments) values ('local', 'chat', '{\"prompt\": \"waits\"}')",
         "insert into exai.remote_files (key_id, file_id) values ('key', 'file')",
         "insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)"
         " select id, 1, 2 from public.conversations limit 1",
@@ -186,7 +187,7 @@ async def test_a_backup_of_an_older_revision_is_migrated(target: Side, source: S
         " monitoring.metrics_processing_log",
     )
     exported = (await seen(source, LOCAL_OWNER))["exports"]
-    await run(source.url, "truncate monitoring.metrics_raw, monitoring.metrics_1min, monitoring.metrics_1hour")
+    await run(source.url, "truncate public.requests")
     await downgrade(source.url, older)
     backup = str(source.home / "backup")
     status, out = await source.exai("backup", backup)

@@ -103,6 +103,8 @@ async def test_nothing_of_an_owner_is_left_anywhere(variables: dict[str, str]) -
             variables["EXAI_DATABASE__URL"],
             f"""select monitoring.insert_metric('turn', '{{"labels": {{"owner": "{ANNA}"}}, "value": 1}}')""",
             f"insert into exai.quarantine (table_name, reason, row) values ('files', 'x', '{{\"owner\": \"{ANNA}\"}}')",
+            f"insert into public.requests (owner, tool, arguments)"
+            f" values ('{ANNA}', 'chat', '{{\"prompt\": \"{SECRET}\"}}')",
             f"insert into exai.content_texts (owner, sha256, source, text, note)"
             f" select owner, sha256, 'local', '{SECRET} {ANNA}', '' from exai.contents where owner = '{ANNA}'",
         )
@@ -135,6 +137,10 @@ async def test_a_conversation_goes_with_the_files_that_only_it_has(variables: di
             variables["EXAI_DATABASE__URL"],
             "update public.turns set model = 'm', cost = 0.5 where conversation_id ="
             f" (select id from public.conversations where continuation_id = '{one}')",
+            f"insert into public.requests (owner, tool, arguments, state, continuation_id, finished_at) values"
+            f" ('{ANNA}', 'chat', '{{\"prompt\": \"{SECRET} of {ANNA}, 0\"}}', 'done', '{one}', now()),"
+            f' (\'{ANNA}\', \'chat\', \'{{"continuation_id": "{one}", "prompt": "{SECRET} of {ANNA}, 0"}}\','
+            f" 'queued', null, null), ('{ANNA}', 'chat', '{{\"continuation_id\": \"{other}\"}}', 'queued', null, null)",
         )
         erased = await erasure(app).erase(ANNA, one)
         assert (len(erased.rows.conversations), erased.rows.files, len(erased.rows.contents)) == (1, 1, 1)
@@ -146,6 +152,7 @@ async def test_a_conversation_goes_with_the_files_that_only_it_has(variables: di
         assert await found(variables, f"{SECRET} of {ANNA}, 0") == []
     async with session(variables["EXAI_DATABASE__URL"]) as connection:
         assert await connection.fetchval("select sum(cost) from exai.purged_turns") > 0
+        assert await connection.fetchval("select count(*) from public.requests") == 1
 
 
 async def test_forks_are_erased_only_if_asked_for(variables: dict[str, str]) -> None:

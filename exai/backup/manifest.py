@@ -6,6 +6,7 @@ Invariant: a manifest that is read is the one that was written. With a passphras
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,21 @@ from typing import Any, Final
 import orjson
 
 from exai import __version__
-from exai.backup.parts import UNFINISHED, sync_directory
+from exai.backup.parts import UNFINISHED, open_regular, sync_directory
 from exai.backup.sealing import Damaged, Seal, plain_digest, seal_of
 from exai.errors import InvalidArgument, NotFound
 
 FORMAT: Final = 1
 NAME: Final = "manifest.json"
+TABLES: Final = "tables"
+"""The directory of the rows of tables."""
+
 BYTES: Final = "files"
 """The directory of the contents of files."""
 
 LISTING: Final = "files.jsonl.zst"
 MAX_BYTES: Final = 16 * 1_048_576
+TABLE_NAME: Final = re.compile(r"[A-Za-z0-9_]+\.[A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ def read_manifest(directory: Path, ask: AskPassphrase) -> tuple[Manifest, Seal |
     if not directory.is_dir():
         raise NotFound("backup", str(directory), "Give the directory of a backup")
     try:
-        with (directory / NAME).open("rb") as stream:
+        with open_regular(directory / NAME) as stream:
             data = stream.read(MAX_BYTES)
     except FileNotFoundError:
         problem = f"{directory} holds no complete backup: it has no {NAME}"
@@ -150,7 +155,18 @@ def _checked(document: dict[str, Any], body: bytes, ask: AskPassphrase) -> Seal 
     return seal
 
 
+def table_file(name: str) -> str:
+    """Return the file of the rows of a table."""
+    return f"{TABLES}/{name}.copy.zst"
+
+
 def _manifest_of(fields: dict[str, Any]) -> Manifest:
     tables = [TableRecord(**{**table, "part": PartRecord(**table["part"])}) for table in fields["tables"]]
+    listing = PartRecord(**fields["listing"])
+    names = [table.name for table in tables]
+    # A manifest without a passphrase may be forged: it must not name files elsewhere.
+    expected = [LISTING, *map(table_file, names)]
+    if not all(map(TABLE_NAME.fullmatch, names)) or [listing.file, *(each.part.file for each in tables)] != expected:
+        raise Damaged(f"{NAME} names other files than those of a backup")
     sequences = [(str(schema), str(name), int(last)) for schema, name, last in fields["sequences"]]
-    return Manifest(**{**fields, "tables": tables, "sequences": sequences, "listing": PartRecord(**fields["listing"])})
+    return Manifest(**{**fields, "tables": tables, "sequences": sequences, "listing": listing})

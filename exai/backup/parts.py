@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ class PartWriter:
 def read_part(directory: Path, name: str, seal: Seal | None) -> Iterator[bytes]:
     """Yield the content of a file in pieces of at most `PIECE_BYTES`. Raises `Damaged`, also for a file that is cut."""
     try:
-        with (directory / name).open("rb") as stream:
+        with open_regular(directory / name) as stream:
             raw = unsealed(stream, seal, name) if seal else iter(lambda: stream.read(PIECE_BYTES), b"")
             yield from _decompressed(raw)
     except FileNotFoundError:
@@ -97,6 +98,15 @@ def read_part(directory: Path, name: str, seal: Seal | None) -> Iterator[bytes]:
         raise Damaged(f"{name} cannot be read ({error.strerror or error})") from error
     except Damaged as error:
         raise Damaged(f"{name} is damaged: {error.problem}") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; any other kind, such as a pipe, could block for ever. Raises `Damaged`."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _decompressed(raw: Iterator[bytes]) -> Iterator[bytes]:

@@ -54,8 +54,10 @@ class BackupRestorer:
     ) -> None:
         self._backup, self._store, self._progress = backup, store, progress
         self._owners = {escaped(old): escaped(new) for old, new in owners.items()}
+        self._new = frozenset(self._owners.values())
         self._names = owners
         self._renamed: set[bytes] = set()
+        self._taken: set[bytes] = set()
         self._restored = Restored()
         self._keys = WordKeys(owners) if owners else None
 
@@ -74,9 +76,9 @@ class BackupRestorer:
             for schema, name, last_value in manifest.sequences:
                 await loading.set_sequence(SequenceState(schema, name, last_value))
             await loading.set_paths()
-            for old, new in self._names.items():
-                await loading.rename_owner(old, new)
             self._check_owners()
+            for old, new in _in_turn(self._names):
+                await loading.rename_owner(old, new)
         return self._restored
 
     def _check_tables(self, loading: Loading, known: Mapping[str, TableRecord]) -> None:
@@ -91,6 +93,10 @@ class BackupRestorer:
         if unknown:
             problem = f"names owners without a row in the backup: {', '.join(unknown)}"
             raise InvalidArgument("--owner", problem, "Write OLD=NEW with names of the backup as OLD")
+        if self._taken:
+            names = ", ".join(sorted(map(unescaped, self._taken)))
+            problem = f"would mix rows of two owners: the backup has rows of {names} already"
+            raise InvalidArgument("--owner", problem, "Give a NEW without rows in the backup, or rename that one too")
 
     async def _load(self, loading: Loading, record: TableRecord) -> None:
         target = loading.tables[record.name]
@@ -130,6 +136,8 @@ class BackupRestorer:
     def _renaming(self, owner: bytes) -> bytes:
         renamed = self._owners.get(owner)
         if renamed is None:
+            if owner in self._new:
+                self._taken.add(owner)
             return owner
         self._renamed.add(owner)
         return renamed
@@ -197,6 +205,14 @@ class BackupRestorer:
         data = b"".join(await asyncio.to_thread(list, self._backup.bytes_of(sha256)))
         path = await store.put(Owner(self._names.get(owner, owner)), sha256, data, str(uuid.uuid4()))
         return path or LOST
+
+
+def _in_turn(owners: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return renamings to be carried out one after the other, by names in between if one's NEW is another one's OLD."""
+    if not owners.keys() & set(owners.values()):
+        return list(owners.items())
+    between = {old: str(uuid.uuid4()) for old in owners}
+    return [*between.items(), *((between[old], new) for old, new in owners.items())]
 
 
 def _blob_id(owner: str, sha256: str) -> bytes:

@@ -30,13 +30,16 @@ _MEANT: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v
 
 def lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the whole rows of each piece, without their ends; line feeds within values are escaped."""
-    rest = b""
+    rest: list[bytes] = []
     for piece in pieces:
-        *whole, rest = (rest + piece).split(END) if rest else piece.split(END)
-        if whole:
-            yield whole
-    if rest:
-        yield [rest]
+        first, *others = piece.split(END)
+        rest.append(first)
+        if others:
+            # Joined once for each row: a row may be longer than many pieces.
+            yield [b"".join(rest), *others[:-1]]
+            rest = [others[-1]]
+    if any(rest):
+        yield [b"".join(rest)]
 
 
 def escaped(value: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from exai.backup.manifest import Manifest, PartRecord
+from exai.backup.manifest import LISTING, Manifest, PartRecord
 from exai.backup.parts import read_part
 from exai.backup.progress import ShowsProgress
 from exai.backup.rows import lines
@@ -19,6 +20,10 @@ from exai.backup.sealing import Damaged, Seal
 from exai.backup.writing import place_of
 
 MAX_PROBLEMS: Final = 20
+MAX_CONTENT_BYTES: Final = 1_073_741_824
+"""The greatest value of EXAI_FILES__MAX_BYTES: a content is restored in one piece."""
+
+SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,7 @@ class BackupReader:
         """Yield the contents of files, by owner and digest."""
         for some in lines(self.pieces(self.manifest.listing)):
             for line in some:
-                fields: dict[str, Any] = orjson.loads(line)
-                yield Entry(**fields)
+                yield _entry_of(line)
 
     def pieces(self, part: PartRecord) -> Iterator[bytes]:
         """Yield the content of a part, before compression. Raises `Damaged`."""
@@ -66,17 +70,20 @@ class BackupReader:
             problems += [found] if found else []
             progress.add(part.size_bytes, part.file)
         if not problems:
-            for entry in self.entries():
-                found = await asyncio.to_thread(self._examine_content, entry)
-                problems += [found] if found else []
-                progress.add(entry.size_bytes, "files")
-                if len(problems) >= MAX_PROBLEMS:
-                    break
+            try:
+                for entry in self.entries():
+                    found = await asyncio.to_thread(self._examine_content, entry)
+                    problems += [found] if found else []
+                    progress.add(entry.size_bytes, "files")
+                    if len(problems) >= MAX_PROBLEMS:
+                        break
+            except Damaged as error:
+                problems.append(error.problem)
         return problems
 
     def _examine(self, part: PartRecord) -> str | None:
         try:
-            size_bytes, digest = _measured(self.pieces(part))
+            size_bytes, digest = _measured(self.pieces(part), part.size_bytes)
         except Damaged as error:
             return error.problem
         return None if (size_bytes, digest) == (part.size_bytes, part.sha256) else f"{part.file} has other content"
@@ -84,17 +91,34 @@ class BackupReader:
     def _examine_content(self, entry: Entry) -> str | None:
         if entry.problem is not None:
             return None
+        if entry.size_bytes > MAX_CONTENT_BYTES:
+            return f"{LISTING} names a content of {entry.size_bytes:,} bytes; the limit is {MAX_CONTENT_BYTES:,}"
         try:
-            size_bytes, digest = _measured(self.bytes_of(entry.sha256))
+            size_bytes, digest = _measured(self.bytes_of(entry.sha256), entry.size_bytes)
         except Damaged as error:
             return error.problem
         name = place_of(entry.sha256, self.seal)
         return None if (size_bytes, digest) == (entry.size_bytes, entry.sha256) else f"{name} has other content"
 
 
-def _measured(pieces: Iterator[bytes]) -> tuple[int, str]:
+def _entry_of(line: bytes) -> Entry:
+    """Return an entry of the listing. Raises `Damaged`: without a passphrase the listing may be forged."""
+    try:
+        fields: dict[str, Any] = orjson.loads(line)
+        entry = Entry(**fields)
+        if SHA256.fullmatch(entry.sha256) and entry.size_bytes >= 0 and isinstance(entry.owner, str):
+            return entry
+    except (TypeError, ValueError):
+        pass
+    raise Damaged(f"{LISTING} is damaged: a line of it names no content")
+
+
+def _measured(pieces: Iterator[bytes], expected_bytes: int) -> tuple[int, str]:
+    """Return the size and digest of a file, read at most to the first byte too many: little may unpack to very much."""
     digest, size_bytes = hashlib.sha256(), 0
     for piece in pieces:
         digest.update(piece)
         size_bytes += len(piece)
+        if size_bytes > expected_bytes:
+            break
     return size_bytes, digest.hexdigest()

@@ -17,7 +17,17 @@ from typing import Final
 
 import orjson
 
-from exai.backup.manifest import BYTES, LISTING, Manifest, PartRecord, TableRecord, is_complete, write_manifest
+from exai.backup.manifest import (
+    BYTES,
+    LISTING,
+    TABLES,
+    Manifest,
+    PartRecord,
+    TableRecord,
+    is_complete,
+    table_file,
+    write_manifest,
+)
 from exai.backup.parts import DIRECTORY_MODE, PartWriter, disk
 from exai.backup.progress import ShowsProgress
 from exai.backup.sealing import Damaged, Seal
@@ -28,7 +38,6 @@ from exai.db.migrations.revision import expected_revision
 from exai.errors import BlobError, InvalidArgument, SchemaMismatch
 from exai.models import FileId, Owner, StoredFile
 
-TABLES: Final = "tables"
 STARTED: Final = "incomplete"
 """The file that marks a directory as one in which a backup was begun."""
 
@@ -113,7 +122,7 @@ class BackupWriter:
         return manifest, written
 
     async def _table(self, snapshot: Snapshot, shape: TableShape) -> TableRecord:
-        name = f"{TABLES}/{shape.name}.copy.zst"
+        name = table_file(shape.name)
         part = PartWriter(self._directory, name, self._seal)
         gathered = bytearray()
 

@@ -42,8 +42,8 @@ def backup(options: argparse.Namespace) -> int:
     if options.verify:
         if options.base is not None:
             raise InvalidArgument("--base", "is for a new backup", "Leave it out")
-        return run(_verify(directory, asking))
-    is_sealed = options.passphrase or options.passphrase_file is not None
+        return run(_verify(directory, asking, is_sealed=_is_sealed(options)))
+    is_sealed = _is_sealed(options)
     settings = read_settings(errors_only=True)
     base = None if options.base is None else Path(options.base)
     return run(_write(settings, directory, base, _twice(asking) if is_sealed and base is None else asking, is_sealed))
@@ -54,7 +54,8 @@ def restore(options: argparse.Namespace) -> int:
     require_server("restore")
     owners = _owners_of(options.owner)
     settings = read_settings(errors_only=True)
-    return run(_restore(settings, Path(options.directory), owners, _passphrase_source(options)))
+    asking = _passphrase_source(options)
+    return run(_restore(settings, Path(options.directory), owners, asking, is_sealed=_is_sealed(options)))
 
 
 class Bar:
@@ -128,9 +129,9 @@ def _base_of(directory: Path, ask: AskPassphrase, *, sealed: bool) -> Base:
     return EarlierBackup(directory, seal)
 
 
-async def _verify(directory: Path, ask: AskPassphrase) -> int:
+async def _verify(directory: Path, ask: AskPassphrase, *, is_sealed: bool) -> int:
     bar = Bar()
-    reader = _reader(directory, ask)
+    reader = _reader(directory, ask, is_sealed=is_sealed)
     problems = await reader.verify(bar)
     bar.end()
     manifest = reader.manifest
@@ -147,14 +148,16 @@ async def _verify(directory: Path, ask: AskPassphrase) -> int:
     return OK
 
 
-async def _restore(settings: Settings, directory: Path, owners: Mapping[str, str], ask: AskPassphrase) -> int:
+async def _restore(
+    settings: Settings, directory: Path, owners: Mapping[str, str], ask: AskPassphrase, *, is_sealed: bool
+) -> int:
     from exai.backup.restoring import BackupRestorer
     from exai.db.backup.loading import holding, identity_of, refuse
     from exai.db.migrations.migrate import move_to, upgrade
     from exai.db.migrations.revision import expected_revision, known_revisions
     from exai.files.stores import open_outer_stores
 
-    reader, bar = _reader(directory, ask), Bar()
+    reader, bar = _reader(directory, ask, is_sealed=is_sealed), Bar()
     if reader.manifest.revision not in known_revisions():
         problem = f"is of revision {reader.manifest.revision}, which this release does not know"
         raise InvalidArgument("DIRECTORY", problem, "Use the release that made it, or a newer one")
@@ -183,11 +186,21 @@ async def _restore(settings: Settings, directory: Path, owners: Mapping[str, str
     return OK
 
 
-def _reader(directory: Path, ask: AskPassphrase) -> BackupReader:
+def _reader(directory: Path, ask: AskPassphrase, *, is_sealed: bool) -> BackupReader:
+    """Return the reader of a backup; with `is_sealed` only of an encrypted one, since any other may be forged."""
     from exai.backup.manifest import read_manifest
     from exai.backup.verifying import BackupReader as Reader
 
-    return Reader(directory, *read_manifest(directory, ask))
+    manifest, seal = read_manifest(directory, ask)
+    if is_sealed and seal is None:
+        problem = "is given, but the backup is not encrypted, so nothing proves who has written it"
+        raise InvalidArgument("--passphrase-file", problem, "Leave it out if the backup was made without a passphrase")
+    return Reader(directory, manifest, seal)
+
+
+def _is_sealed(options: argparse.Namespace) -> bool:
+    """Return whether a backup has to be encrypted; restorations ask for a passphrase by themselves."""
+    return getattr(options, "passphrase", False) or options.passphrase_file is not None
 
 
 @asynccontextmanager
@@ -202,12 +215,14 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
 
 
 def _owners_of(pairs: list[str]) -> dict[str, str]:
-    owners = {}
+    owners: dict[str, str] = {}
     for pair in pairs:
         old, is_pair, new = pair.partition("=")
         if not is_pair or not is_owner_name(old) or not is_owner_name(new):
             cure = f"Write OLD=NEW, each of up to {MAX_OWNER_CHARS} printable characters"
             raise InvalidArgument("--owner", f"cannot be read: {pair}", cure)
+        if old in owners or new in owners.values():
+            raise InvalidArgument("--owner", f"names an owner twice: {pair}", "Give each OLD and each NEW once")
         owners[old] = new
     return owners
 

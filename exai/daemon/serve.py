@@ -194,7 +194,10 @@ def _routes(app: App, server: McpServer, link: Parent | None, problems: Callable
         facts=lambda: figures(app.recorder, app.settings.cache.max_staleness_s),
         may_see_details=server.edge.may_see_details,
         may_read_metrics=metrics_reader(
-            token.get_secret_value() if token else None, is_guarded=own.is_guarded, is_admitted=server.edge.is_admitted
+            token.get_secret_value() if token else None,
+            is_guarded=own.is_guarded,
+            is_admitted=server.edge.is_admitted,
+            may_see_details=server.edge.may_see_details,
         ),
     )
     page = page_routes(__version__, is_guarded=own.is_guarded, auth=_auth_of(own.jwt))

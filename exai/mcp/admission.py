@@ -81,11 +81,15 @@ class Edge:
     async def may_see_details(self, scope: Mapping[str, Any]) -> bool:
         """Return whether a caller may see more than the daemon's status: with a token, or from this machine.
 
-        A request forwarded by a proxy on this machine does not count as local.
+        A request forwarded by a proxy on this machine does not count as local. Without authentication every caller
+        may, but not a page whose foreign name resolves to this machine.
         """
         headers = header_map(scope["headers"])
+        is_known = self._is_known(headers.get("host", ""))
+        if self._is_open:
+            return is_known
         is_direct = not any(name in FORWARDED or name.startswith(FORWARDED_PREFIXES) for name in headers)
-        if self._is_open or (is_direct and self._is_known(headers.get("host", "")) and _is_same_machine(scope)):
+        if is_direct and is_known and _is_same_machine(scope):
             return True
         return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
 

@@ -29,15 +29,19 @@ MaySee = Callable[[Mapping[str, Any]], Awaitable[bool]]
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-def metrics_reader(token: str | None, *, is_guarded: bool, is_admitted: MaySee) -> MaySee:
-    """Return who may read the metrics: with `token` or that of a caller; any caller if there are no tokens."""
+def metrics_reader(
+    token: str | None, *, is_guarded: bool, is_admitted: MaySee, may_see_details: MaySee | None = None
+) -> MaySee:
+    """Return who may read the metrics: with `token` or that of a caller; if there are no tokens, who sees details."""
     expected = None if token is None else f"Bearer {token}".encode()
 
     async def may_read(scope: Mapping[str, Any]) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
         if expected is not None and hmac.compare_digest(given, expected):
             return True
-        return await is_admitted(scope) if is_guarded else expected is None
+        if is_guarded:
+            return await is_admitted(scope)
+        return expected is None and (may_see_details is None or await may_see_details(scope))
 
     return may_read
 
@@ -82,7 +86,10 @@ def monitoring_routes(
         if may_read_metrics is not None and not await may_read_metrics(request.scope):
             headers = {"WWW-Authenticate": "Bearer", **NO_STORE}
             return PlainTextResponse(
-                "a bearer token is needed: EXAI_SERVER__METRICS_TOKEN, or the token of a caller\n", 401, headers
+                "a bearer token is needed: EXAI_SERVER__METRICS_TOKEN, or the token of a caller; without any, the name "
+                "of this server as Host (EXAI_SERVER__ALLOWED_HOSTS)\n",
+                401,
+                headers,
             )
         try:
             values = await read_metrics()

@@ -18,6 +18,7 @@ from exai.mcp.admission import Edge
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
+from exai.web.monitoring import metrics_reader
 from exai.web.page import page_routes
 from tests.support.mcp_server import (
     Running,
@@ -275,3 +276,13 @@ async def test_details_are_for_tokens_and_this_machine(client_address: str, head
     assert await edge.may_see_details(scope_of(client_address, headers)) is may
     unguarded = Edge(fast_settings(), authenticator(fast_settings()))
     assert await unguarded.may_see_details(scope_of("10.0.0.6", {}))
+
+
+@pytest.mark.parametrize(("host", "may"), [("localhost", True), ("127.0.0.1:8079", True), ("evil.example", False)])
+async def test_a_foreign_name_of_this_machine_sees_no_details_and_no_metrics(host: str, may: bool) -> None:
+    """Without tokens a page could read them by a name of its own that resolves to this machine."""
+    edge = Edge(fast_settings(), authenticator(fast_settings()))
+    scope = scope_of("127.0.0.1", {"host": host})
+    assert await edge.may_see_details(scope) is may
+    reader = metrics_reader(None, is_guarded=False, is_admitted=edge.is_admitted, may_see_details=edge.may_see_details)
+    assert await reader(scope) is may

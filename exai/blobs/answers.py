@@ -8,6 +8,7 @@ Invariant: no text of this module holds a key.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -18,6 +19,10 @@ from exai.blobs.faults import BlobMissing, StoreAway, StoreExists, StoreRefused
 from exai.errors import BlobError
 
 MAX_SHOWN_CHARS: Final = 200
+MAX_ANSWER_BYTES: Final = 8 * 1_048_576
+"""A page of a listing has less than 1 MiB."""
+
+STATUS_CHARS: Final = 3
 URL: Final = "EXAI_FILES__SUPABASE__URL"
 KEY: Final = "EXAI_FILES__SUPABASE__KEY"
 PLEASE_WAIT: Final = 429
@@ -30,6 +35,8 @@ def translated() -> Iterator[None]:
         yield
     except httpx.TimeoutException as error:
         raise StoreAway("files", f"Supabase Storage did not answer in time ({type(error).__name__})", _REACH) from error
+    except (httpx.DecodingError, httpx.InvalidURL) as error:
+        raise unreadable(f"what is not HTTP as it should be ({type(error).__name__})") from error
     except httpx.TransportError as error:
         problem = f"Supabase Storage cannot be reached ({type(error).__name__})"
         raise StoreAway("files", problem, _REACH) from error
@@ -62,8 +69,35 @@ def json_of(body: bytes) -> Any:
     """Return the JSON of a good answer; that of a server behind another one may be a page."""
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise unreadable("no JSON") from None
+
+
+def object_of(value: object) -> dict[str, Any]:
+    """Return an object of JSON. Raises `StoreRefused` for anything else."""
+    if not isinstance(value, dict):
+        raise unreadable("no object")
+    return value
+
+
+def rows_of(value: object) -> list[dict[str, Any]]:
+    """Return the rows of a listing, each with a name. Raises `StoreRefused` for anything else."""
+    if not isinstance(value, list):
+        raise unreadable("no list")
+    rows = [object_of(each) for each in value]
+    if not all(isinstance(row.get("name"), str) for row in rows):
+        raise unreadable("a row without a name")
+    return rows
+
+
+async def body_of(response: httpx.Response) -> bytes:
+    """Return the content of a streamed answer. Raises `StoreRefused` for one that is far too long."""
+    body = bytearray()
+    async for piece in response.aiter_bytes(65_536):
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise unreadable(f"more than {MAX_ANSWER_BYTES:,} bytes")
+    return bytes(body)
 
 
 def unreadable(found: str) -> StoreRefused:
@@ -74,14 +108,14 @@ def unreadable(found: str) -> StoreRefused:
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
 
 def _status_in(said: Mapping[str, Any]) -> int | None:
     status = str(said.get("statusCode", ""))
-    return int(status) if status.isdigit() else None
+    return int(status) if len(status) == STATUS_CHARS and status.isascii() and status.isdigit() else None
 
 
 def _is_signature(said: Mapping[str, Any], text: str) -> bool:
@@ -92,6 +126,7 @@ def _is_signature(said: Mapping[str, Any], text: str) -> bool:
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
     try:
-        return max(0.0, float(headers.get("Retry-After", "")))
+        seconds = float(headers.get("Retry-After", ""))
     except ValueError:
         return None
+    return None if math.isnan(seconds) else max(0.0, seconds)

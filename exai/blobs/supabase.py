@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import httpx
 
-from exai.blobs.answers import error_of, json_of, translated, unreadable
+from exai.blobs.answers import body_of, error_of, json_of, object_of, rows_of, translated, unreadable
 from exai.blobs.faults import BlobMissing, StoreExists, StoreRefused
 from exai.blobs.remote import BACKOFF_MAX_S, BACKOFF_S, RemoteBlobs, StoredObject
 from exai.blobs.tus import PIECE_BYTES, IsStored, ResumableUpload
@@ -113,14 +113,15 @@ class SupabaseBucket:
 
     async def size(self, key: str) -> int:
         """Return the size that the server has noted for an object."""
-        info = await self._ask("GET", f"/object/info/authenticated/{self._name}/{_path(key)}")
-        return _number(info.get("size", (info.get("metadata") or {}).get("size")))
+        info = object_of(await self._ask("GET", f"/object/info/authenticated/{self._name}/{_path(key)}"))
+        return _number(info["size"] if "size" in info else _metadata(info).get("size"))
 
     async def link(self, key: str, lifetime_s: int, name: str) -> str:
         """Return a signed address, from which a browser saves the file under its name."""
-        made = await self._ask("POST", f"/object/sign/{self._name}/{_path(key)}", json={"expiresIn": lifetime_s})
+        asked = {"expiresIn": lifetime_s}
+        made = object_of(await self._ask("POST", f"/object/sign/{self._name}/{_path(key)}", json=asked))
         signed = made.get("signedURL")
-        if not isinstance(signed, str):
+        if not isinstance(signed, str) or not signed.startswith("/") or not signed.isprintable():
             raise unreadable("no signedURL")
         return f"{str(self._client.base_url).rstrip('/')}{signed}&download={quote(name, safe='')}"
 
@@ -136,7 +137,7 @@ class SupabaseBucket:
             return
         for folder in folders:
             yield [
-                StoredObject(f"{folder}/{row['name']}", _number((row.get("metadata") or {}).get("size", 0)), _time(row))
+                StoredObject(f"{folder}/{row['name']}", _number(_metadata(row).get("size", 0)), _time(row))
                 for row in await self._rows(folder)
                 if row.get("id") is not None
             ]
@@ -151,9 +152,10 @@ class SupabaseBucket:
                 "offset": len(rows),
                 "sortBy": {"column": "name", "order": "asc"},
             }
-            page = await self._ask("POST", f"/object/list/{self._name}", json=body)
-            if not isinstance(page, list):
-                raise unreadable("no list")
+            page = rows_of(await self._ask("POST", f"/object/list/{self._name}", json=body))
+            # In the order of the server's collation, so that only a repetition shows that it does not page.
+            if rows and page and page[0] == rows[-LIST_ITEMS]:
+                raise unreadable("the same page of a listing again")
             rows += page
             if len(page) < LIST_ITEMS:
                 return rows
@@ -170,7 +172,7 @@ class SupabaseBucket:
         self._is_ready = True
 
     async def _see_that_it_is_private(self) -> None:
-        bucket = await self._ask("GET", f"/bucket/{self._name}")
+        bucket = object_of(await self._ask("GET", f"/bucket/{self._name}"))
         if bucket.get("public") is True:
             problem = f"the bucket {self._name} is public, so that everybody could read the files"
             raise StoreRefused("EXAI_FILES__SUPABASE__BUCKET", problem, "Make it private, or name another one")
@@ -187,17 +189,18 @@ class SupabaseBucket:
     async def _ask(self, method: str, path: str, **more: Any) -> Any:
         """Return the JSON of an answer. Raises the error that its body names."""
         with translated():
-            response = await self._client.request(method, path, **more)
+            async with self._client.stream(method, path, **more) as response:
+                body = await body_of(response)
         if response.is_success:
-            return json_of(response.content)
-        raise error_of(response.status_code, response.headers, response.content)
+            return json_of(body)
+        raise error_of(response.status_code, response.headers, body)
 
     @asynccontextmanager
     async def _streamed(self, method: str, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
         with translated():
             async with self._client.stream(method, path, headers=headers) as response:
                 if not response.is_success:
-                    raise error_of(response.status_code, response.headers, await response.aread())
+                    raise error_of(response.status_code, response.headers, await body_of(response))
                 yield response
 
 
@@ -210,14 +213,18 @@ def _path(key: str) -> str:
 
 
 def _number(value: object) -> int:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise unreadable("no size")
     return value
+
+
+def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
+    return object_of(row.get("metadata") or {})
 
 
 def _time(row: Mapping[str, Any]) -> float:
     """Return when an object was stored; one without a time is new, so that it is kept."""
     try:
         return datetime.fromisoformat(str(row.get("created_at"))).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return math.inf

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from exai.blobs.answers import error_of, translated
+from exai.blobs.answers import body_of, error_of, translated
 from exai.blobs.faults import BlobMissing, StoreAway, StoreRefused
 
 PIECE_BYTES: Final = 6 * 1_048_576
@@ -48,7 +48,7 @@ class ResumableUpload:
         self._client, self._data, self._is_stored, self._pause = client, data, is_stored, pause
         self._metadata = ",".join(f"{name} {_base64(text)}" for name, text in metadata.items())
         self._url: str | None = None
-        self._offset = 0
+        self._offset = self._forgotten = 0
 
     async def run(self) -> None:
         """Send all pieces. Raises `StoreAway` after too many interruptions, or what the server refused with."""
@@ -59,7 +59,7 @@ class ResumableUpload:
                     await self._begin()
                 else:
                     await self._send()
-                problems = 0
+                    problems = 0
             except StoreAway:
                 problems += 1
                 if problems > MAX_PROBLEMS:
@@ -96,7 +96,7 @@ class ResumableUpload:
         if self._url is None:
             return False
         try:
-            self._offset = _offset_of(await self._request("HEAD", self._url, dict(VERSION)))
+            offset = _offset_of(await self._request("HEAD", self._url, dict(VERSION)))
         except StoreAway:
             return False
         except (BlobMissing, StoreRefused):
@@ -104,6 +104,13 @@ class ResumableUpload:
             if await self._is_stored():
                 return True
             self._url, self._offset = None, 0
+            self._forgotten += 1
+            if self._forgotten > MAX_PROBLEMS:
+                raise StoreAway("files", "Supabase Storage forgets an upload again and again", "Try again") from None
+            return False
+        if offset > len(self._data):
+            raise StoreRefused("files", f"Supabase Storage has too many bytes of an upload ({offset:,})", "Try again")
+        self._offset = offset
         return False
 
     @property
@@ -114,14 +121,15 @@ class ResumableUpload:
 
     async def _request(self, method: str, url: str, headers: Mapping[str, str], data: bytes = b"") -> httpx.Response:
         with translated():
-            response = await self._client.request(method, url, headers=headers, content=data)
+            async with self._client.stream(method, url, headers=headers, content=data) as response:
+                body = await body_of(response)
         if response.is_success:
             return response
         if response.status_code in CONFLICTS:
             raise StoreAway("files", "Supabase Storage expects another part of an upload", "Try again")
         if response.status_code in FORGOTTEN:
             raise BlobMissing("files", "Supabase Storage does not know an upload, or its bucket", "Try again")
-        raise error_of(response.status_code, response.headers, response.content)
+        raise error_of(response.status_code, response.headers, body)
 
 
 def own_address(base: httpx.URL, location: str) -> str:
@@ -130,11 +138,14 @@ def own_address(base: httpx.URL, location: str) -> str:
     Behind a proxy servers name their inner host, `http` for `https`, or leave the prefix of their path out. The key
     must not go to another host, so only the path is taken from there.
     """
-    path = urlsplit(location).path
-    at = path.rfind(PATH)
-    if at < 0 or not path[at + len(PATH) :].strip("/"):
-        raise StoreRefused("EXAI_FILES__SUPABASE__URL", "names no address for an upload", "Check the address")
-    return str(base.copy_with(path=base.path.rstrip("/") + path[at:]))
+    try:
+        path = urlsplit(location).path
+        at = path.rfind(PATH)
+        if at >= 0 and path[at + len(PATH) :].strip("/") and not {".", ".."} & set(path[at:].split("/")):
+            return str(base.copy_with(path=base.path.rstrip("/") + path[at:]))
+    except (ValueError, httpx.InvalidURL):
+        pass
+    raise StoreRefused("EXAI_FILES__SUPABASE__URL", "names no address for an upload", "Check the address")
 
 
 def _base64(text: str) -> str:
@@ -143,6 +154,9 @@ def _base64(text: str) -> str:
 
 def _offset_of(response: httpx.Response) -> int:
     try:
-        return int(response.headers["Upload-Offset"])
+        offset = int(response.headers["Upload-Offset"])
+        if offset >= 0:
+            return offset
+        raise ValueError
     except (KeyError, ValueError):
         raise StoreAway("files", "Supabase Storage did not say how much of an upload it has", "Try again") from None

@@ -79,7 +79,7 @@ class SupabaseStorage:
         self.objects: dict[str, dict[str, Object]] = {}
         self.uploads: dict[str, Upload] = {}
         self.asked: list[Asked] = []
-        self.faults: deque[Fault] = deque()
+        self.faults: deque[Fault | Answer] = deque()
         self.faulty: Callable[[Asked], bool] = lambda asked: True
         self.location = "http://inner.example:5000/upload/resumable"
         self.size_limit = 52_428_800
@@ -104,8 +104,8 @@ class SupabaseStorage:
         assert self._server is not None
         self._server.close()
 
-    def fail(self, *faults: Fault, when: Callable[[Asked], bool] = lambda asked: True) -> None:
-        """Let the next requests that `when` selects fail."""
+    def fail(self, *faults: Fault | Answer, when: Callable[[Asked], bool] = lambda asked: True) -> None:
+        """Let the next requests that `when` selects fail, or receive a given answer."""
         self.faults.extend(faults)
         self.faulty = when
 
@@ -132,7 +132,7 @@ class SupabaseStorage:
         self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         asked: Asked | None = None
-        fault: Fault | None = None
+        fault: Fault | Answer | None = None
         body = bytearray()
         while True:
             event = connection.next_event()
@@ -189,7 +189,9 @@ class SupabaseStorage:
         writer.transport.abort()
         return False
 
-    def _failed(self, asked: Asked, fault: Fault | None) -> Answer | None:
+    def _failed(self, asked: Asked, fault: Fault | Answer | None) -> Answer | None:
+        if isinstance(fault, Answer):
+            return fault
         if fault == "busy":
             return problem(500, "InternalError", "Internal Server Error", status=500)
         if fault == "error 500":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import orjson
 import pytest
 
 from tests.browser.conftest import ALICE, BOB, OpenPage, Site
@@ -141,6 +142,42 @@ def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: Op
     inside = page.locator("#m2 .markdown")
     assert inside.locator("img, script, svg, iframe, form, style, button:not(.quiet), [id]").count() == 0
     assert page.locator("a[href^='javascript' i]").count() == 0
+
+
+HOSTILE_METADATA: tuple[dict[str, Any], ...] = (
+    {"notes": "text", "read": "text", "file_ids": {"0": "x"}, "model": {"name": "x"}, "reasoning": "text"},
+    {"notes": [{"a": 1}, None, "a note"], "read": [[1]], "file_ids": [5], "model": 5, "reasoning": {"text": ["x"]}},
+    {"severity": 5, "verdict": {}, "by": [], "file": {"a": 1}, "line": {}, "workflow": [1], "finish_reason": {}},
+    {"constructor": None, "__proto__": {"notes": 5}, "toString": 1, "notes": None, "reasoning": None},
+)
+
+
+def test_metadata_of_any_kind_leaves_a_transcript_readable(site: Site, open_page: OpenPage) -> None:
+    """Clients and imported archives store what they like, and the page knows the kinds of its own facts only."""
+    kinds = (
+        ("user", "message"),
+        ("assistant", "message"),
+        ("assistant", "finding"),
+        ("tool", "__proto__"),
+        ("tool", "off-screen"),
+    )
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": f"{role} says {place}", "metadata": metadata, "kind": kind}
+        for place, metadata in enumerate(HOSTILE_METADATA)
+        for role, kind in (*kinds, ("assistant", "toString"), ("assistant", "constructor"))
+    ]
+    for place, message in enumerate(messages):
+        message["seq"] = place + 1
+    header = {"format": "exai-conversation", "version": 1, "continuation_id": "hostile", "title": "Hostile"}
+    text = "\n".join(orjson.dumps(each).decode() for each in (header, *messages))
+    name = site.call("conversation_import", text=text, format="jsonl")["continuation_id"]
+    page = open_page(f"/#/c/{name}")
+    page.locator(f"#m{len(messages)}").wait_for()
+    assert page.locator(".message, .steps li").count() == len(messages)
+    assert page.locator(".note", has_text="a note").count() > 0
+    assert page.locator("#m3").inner_text().count("assistant says 0") == 1
+    assert page.evaluate("Object.keys(Object.prototype).length") == 0
+    assert page.locator(".message.off-screen").count() == 0
 
 
 def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage) -> None:

@@ -15,10 +15,25 @@ const FOLDED_CHARS = 4_000;
 const SHOWN_OF_FOLDED = 1_500;
 const REST_CHARS = 400_000;
 
-const NAMES = { user: "You", assistant: "Model", system: "System", tool: "Tool" };
-const STEPS = { finding: "Finding", verdict: "Verdict", plan: "Plan step", hypothesis: "Hypothesis", step: "Step" };
+/** Without a prototype, since any client chooses the kind of a message: "toString" is none of these. */
+const NAMES = { __proto__: null, user: "You", assistant: "Model", system: "System", tool: "Tool" };
+const STEPS = { __proto__: null, finding: "Finding", verdict: "Verdict", plan: "Plan step", hypothesis: "Hypothesis", step: "Step" };
 /** Kinds that say that something is missing. */
-const INCOMPLETE = { partial: "incomplete", failed: "no answer" };
+const INCOMPLETE = { __proto__: null, partial: "incomplete", failed: "no answer" };
+
+const TEXTS = ["severity", "verdict", "by", "file", "model", "workflow", "finish_reason"];
+const LISTS = ["file_ids", "read", "notes"];
+const isText = (value) => typeof value === "string";
+
+/** Return a message with the facts that are shown of it. Any client stores metadata, so each is of any kind. */
+export function readable(message) {
+  const given = Object(message.metadata);
+  const metadata = Object.fromEntries(TEXTS.filter((name) => isText(given[name])).map((name) => [name, given[name]]));
+  for (const name of LISTS) metadata[name] = Array.isArray(given[name]) ? given[name].filter(isText) : [];
+  if (isText(given.line) || Number.isInteger(given.line)) metadata.line = given.line;
+  if (isText(given.reasoning?.text)) metadata.reasoning = { text: given.reasoning.text };
+  return { ...message, metadata };
+}
 
 /** Return the messages with neighbouring findings, verdicts and plan steps of one turn as one group. */
 export function grouped(messages) {
@@ -38,7 +53,7 @@ export function Steps({ messages, conversation, target }) {
       (message) => html`<li key=${message.seq} id="m${message.seq}" class=${message.seq === target ? "target" : ""}>
         <${StepLabel} message=${message} />
         <span class="step-text">${stepText(message)}</span>
-        ${message.metadata?.file && html`<code class="place">${placeOf(message.metadata)}</code>`}
+        ${message.metadata.file && html`<code class="place">${placeOf(message.metadata)}</code>`}
         <a class="permalink" href=${addressOf(conversation, message.seq)} aria-label="Link to message ${message.seq}">#${message.seq}</a>
       </li>`,
     )}
@@ -46,7 +61,7 @@ export function Steps({ messages, conversation, target }) {
 }
 
 function StepLabel({ message }) {
-  const { severity, verdict, by } = message.metadata ?? {};
+  const { severity, verdict, by } = message.metadata;
   const word = severity ?? verdict ?? STEPS[message.kind];
   const title = by === "caller" ? "found by the caller" : undefined;
   return html`<span class="chip ${(severity ?? verdict ?? message.kind).replace(" ", "-")}" title=${title}>${word}</span>`;
@@ -56,8 +71,8 @@ function StepLabel({ message }) {
 function stepText({ kind, content, metadata }) {
   if (kind === "verdict") return "Verdict of the model";
   let text = content.replace(/^(Finding|Hypothesis): /, "");
-  if (metadata?.severity) text = text.replace(`${metadata.severity}: `, "");
-  return metadata?.file ? text.replace(` (${placeOf(metadata)})`, "") : text;
+  if (metadata.severity) text = text.replace(`${metadata.severity}: `, "");
+  return metadata.file ? text.replace(` (${placeOf(metadata)})`, "") : text;
 }
 
 const placeOf = ({ file, line }) => (line ? `${file}:${line}` : file);
@@ -65,9 +80,9 @@ const placeOf = ({ file, line }) => (line ? `${file}:${line}` : file);
 /** A question, an answer, or what a tool stored. */
 export function Message({ message, conversation, usage, target, onFork }) {
   const { seq, role, kind, created_at: at } = message;
-  const metadata = message.metadata ?? {};
+  const { metadata } = message;
   const reasoning = metadata.reasoning?.text;
-  return html`<article id="m${seq}" class="message ${role} ${kind} ${seq === target ? "target" : ""}" aria-label="${nameOf(message)}, message ${seq}">
+  return html`<article id="m${seq}" class="message ${role} ${kind in INCOMPLETE ? kind : ""} ${seq === target ? "target" : ""}" aria-label="${nameOf(message)}, message ${seq}">
     <header>
       <span class="who">${nameOf(message)}</span>
       ${kind in INCOMPLETE && html`<span class="chip warn">${INCOMPLETE[kind]}</span>`}
@@ -82,13 +97,13 @@ export function Message({ message, conversation, usage, target, onFork }) {
     ${reasoning && html`<${Reasoning} text=${reasoning} />`}
     <${Content} message=${message} conversation=${conversation} />
     <${MessageFiles} ids=${metadata.file_ids} names=${metadata.read} />
-    ${(metadata.notes ?? []).map((note) => html`<p class="note" key=${note}>${note}</p>`)}
+    ${metadata.notes.map((note) => html`<p class="note" key=${note}>${note}</p>`)}
     <${Cost} usage=${usage} metadata=${metadata} />
   </article>`;
 }
 
 function nameOf({ role, metadata }) {
-  return role === "assistant" && metadata?.model ? metadata.model : (NAMES[role] ?? role);
+  return role === "assistant" && metadata.model ? metadata.model : (NAMES[role] ?? role);
 }
 
 export function Reasoning({ text, isOpen = false }) {

@@ -28,10 +28,13 @@ function begin({ access_token: token, refresh_token: refresh, expires_in: second
 async function renew() {
   const refresh = sessionStorage.getItem(REFRESH);
   if (!refresh) return;
+  // Whoever has signed out, or in anew, before the answer came stays so.
+  const isSame = () => sessionStorage.getItem(REFRESH) === refresh;
   try {
-    begin(await ask("/token?grant_type=refresh_token", { refresh_token: refresh }));
+    const answer = await ask("/token?grant_type=refresh_token", { refresh_token: refresh });
+    if (isSame()) begin(answer);
   } catch {
-    signOut("Your session has ended. Sign in again.");
+    if (isSame()) signOut("Your session has ended. Sign in again.");
   }
 }
 

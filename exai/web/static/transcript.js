@@ -7,7 +7,7 @@ import { plural } from "./format.js";
 import { watchChanges } from "./live.js";
 import { ConversationActions, fork } from "./manage.js";
 import { callTool } from "./mcp.js";
-import { grouped, Message, Steps } from "./message.js";
+import { grouped, Message, readable, Steps } from "./message.js";
 import { Failure, Time, useLoaded } from "./ui.js";
 
 const PAGE = 50;
@@ -82,7 +82,8 @@ async function readPage(id, before, signal) {
   // A report has a limited number of turns, the latest ones; those of an older page are found by its time.
   const until = before ? (await reading).messages.at(-1)?.created_at : undefined;
   const [page, report] = await Promise.all([reading, callTool("usage", { by: "turn", continuation_id: id, until }, { signal })]);
-  return { ...page, last_seq: page.messages.at(-1)?.seq ?? 0, usage: new Map(report.rows.map((row) => [row.key, row])) };
+  const messages = page.messages.map(readable);
+  return { ...page, messages, last_seq: page.messages.at(-1)?.seq ?? 0, usage: new Map(report.rows.map((row) => [row.key, row])) };
 }
 
 /** What a turn cost stands at its last message. */

@@ -11,8 +11,9 @@ import getpass
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exai.backends import own_servers
 from exai.cli.command import FAILED, OK, read_settings, require_server, run
@@ -20,6 +21,7 @@ from exai.cli.terminal_text import shown
 from exai.errors import InvalidArgument
 from exai.models import MAX_OWNER_CHARS, is_owner_name
 from exai.monitoring.metrics import MetricsRecorder
+from exai.monitoring.runs import recorded_run
 from exai.program import program
 from exai.settings.load import Settings
 
@@ -87,18 +89,20 @@ class Bar:
 async def _write(settings: Settings, directory: Path, base_path: Path | None, ask: AskPassphrase, sealed: bool) -> int:
     from exai.backup.sealing import seal_of
     from exai.backup.writing import BackupWriter
-    from exai.db.backup.snapshot import open_snapshot
+    from exai.db.backup.snapshot import open_snapshot, store_metric
     from exai.files.stores import open_outer_stores
 
     base = _base_of(base_path, ask, sealed=sealed) if base_path else None
     seal: Seal | None = base.seal if base else (seal_of(ask()) if sealed else None)
     bar = Bar()
-    async with _database(settings) as url, open_snapshot(url) as snapshot:
-        identity = await snapshot.identity()
-        async with open_outer_stores(settings, identity, MetricsRecorder()) as stores:
-            writer = BackupWriter(directory, seal, stores, bar)
-            writer.prepare()
-            manifest, written = await writer.write(snapshot, base)
+    async with _database(settings) as url, recorded_run(partial(store_metric, url), "backup") as figures:
+        async with open_snapshot(url) as snapshot:
+            identity = await snapshot.identity()
+            async with open_outer_stores(settings, identity, MetricsRecorder()) as stores:
+                writer = BackupWriter(directory, seal, stores, bar)
+                writer.prepare()
+                manifest, written = await writer.write(snapshot, base)
+        figures |= {"rows": manifest.rows, "contents": written.contents, "problems": written.missing}
     bar.end()
     stored = sum(table.part.stored_bytes for table in manifest.tables)
     print(
@@ -153,6 +157,7 @@ async def _restore(
 ) -> int:
     from exai.backup.restoring import BackupRestorer
     from exai.db.backup.loading import holding, identity_of, refuse
+    from exai.db.backup.snapshot import store_metric
     from exai.db.migrations.migrate import move_to, upgrade
     from exai.db.migrations.revision import expected_revision, known_revisions
     from exai.files.stores import open_outer_stores
@@ -165,13 +170,22 @@ async def _restore(
     if problems:
         bar.end()
         raise InvalidArgument("DIRECTORY", f"is damaged: {'; '.join(problems)}", "Restore another backup")
-    async with _database(settings) as url:
+    is_restored = False
+
+    async def insert(metric: str, data: Mapping[str, Any]) -> None:
+        # A restore that failed leaves no row.
+        if is_restored:
+            await store_metric(url, metric, data)
+
+    async with _database(settings) as url, recorded_run(insert, "restore") as figures:
         refuse(await holding(url))
         await move_to(url, reader.manifest.revision)
         async with open_outer_stores(settings, await identity_of(url), MetricsRecorder()) as stores:
             restorer = BackupRestorer(reader, stores.get(settings.files.store), owners, bar)
             restored = await restorer.restore(url)
         await upgrade(url)
+        figures |= {"rows": restored.rows, "contents": restored.contents, "problems": restored.missing}
+        is_restored = True
     bar.end()
     print(
         f"{restored.rows:,} rows and {restored.contents:,} contents of files were restored; the database is at "

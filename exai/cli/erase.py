@@ -15,6 +15,7 @@ from exai.conversations.erasure import Erased, Erasure
 from exai.db.erasure import ErasureRepository
 from exai.errors import ConfigError, InvalidArgument
 from exai.models import MAX_OWNER_CHARS, ContinuationId, Owner, is_owner_name
+from exai.monitoring.runs import recorded_run
 from exai.settings.load import Settings
 
 
@@ -47,7 +48,13 @@ async def _erase(
 ) -> int:
     async with open_app(settings) as app:
         erasure = Erasure(ErasureRepository(app.database), app.files.blobs, app.cache)
-        erased = await erasure.erase(owner, name, with_forks=with_forks, is_rehearsal=is_rehearsal)
+        if is_rehearsal:
+            erased = await erasure.erase(owner, name, with_forks=with_forks, is_rehearsal=True)
+        else:
+            # The record has no names: it stays when everything of the owner is gone.
+            async with recorded_run(app.history.insert, "erase") as figures:
+                erased = await erasure.erase(owner, name, with_forks=with_forks)
+                figures |= {"conversations": len(erased.rows.conversations), "files": erased.rows.files}
     for line in _report(erased, is_rehearsal=is_rehearsal):
         print(shown(line, sys.stdout))
     return OK

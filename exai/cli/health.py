@@ -131,6 +131,24 @@ def look_at_websocket(url: str, token: str | None) -> dict[str, Any]:
     return {"status": "unhealthy", "latency_ms": latency_ms, "detail": f"answers {status} instead of 101; {cure}"}
 
 
+def unavailable(error: ExaiError) -> dict[str, Any]:
+    """Return the report for programs about a daemon that could not be asked."""
+    now = _text(datetime.now(UTC))
+    checks = {"daemon": {"status": "unhealthy", "response_time_ms": None, "timestamp": now, "detail": str(error)}}
+    return {"status": "unhealthy", "timestamp": now, "checks": checks}
+
+
+def watch_as_json(read: Callable[[], HealthReading], pause_s: float) -> Iterator[str]:
+    """Yield the report for programs repeatedly, without end, each as one line."""
+    while True:
+        try:
+            report = read().as_json()
+        except ExaiError as error:
+            report = unavailable(error)
+        yield json.dumps(report)
+        time.sleep(pause_s)
+
+
 def watch(read: Callable[[], HealthReading], pause_s: float, *, in_place: bool) -> Iterator[str]:
     """Yield the state repeatedly, without end; `in_place` begins each text with the codes that clear a terminal."""
     while True:
@@ -194,9 +212,7 @@ class _Reports:
         try:
             reading = self._read()
         except ExaiError as error:
-            now = _text(datetime.now(UTC))
-            checks = {"daemon": {"status": "unhealthy", "timestamp": now, "detail": str(error)}}
-            return False, json.dumps({"status": "unhealthy", "timestamp": now, "checks": checks}).encode()
+            return False, json.dumps(unavailable(error), indent=2).encode()
         return reading.healthy, json.dumps(reading.as_json(), indent=2).encode()
 
 

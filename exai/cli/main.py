@@ -219,27 +219,36 @@ def _migrate(options: argparse.Namespace) -> int:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from exai.cli.health import LONGEST_WATCH_S, SHORTEST_WATCH_S, open_endpoint, read_health, watch
+    import json
+
+    from exai.cli import health
     from exai.cli.health_client import local_address
 
-    if options.watch is not None and not SHORTEST_WATCH_S <= options.watch <= LONGEST_WATCH_S:
-        raise ConfigError("--watch", "is out of range", f"Use {SHORTEST_WATCH_S:g} to {LONGEST_WATCH_S:g} seconds")
+    if options.watch is not None and not health.SHORTEST_WATCH_S <= options.watch <= health.LONGEST_WATCH_S:
+        cure = f"Use {health.SHORTEST_WATCH_S:g} to {health.LONGEST_WATCH_S:g} seconds"
+        raise ConfigError("--watch", "is out of range", cure)
     url, token = _daemon(options)
+    is_json = options.format == "json"
+
+    def read() -> health.HealthReading:
+        return health.read_health(url, token)
+
     if options.endpoint is not None:
-        with open_endpoint(lambda: read_health(url, token), options.endpoint) as server:
+        with health.open_endpoint(read, options.endpoint) as server:
             host, port = server.server_address[:2]
             print(f"the health of {url} is at http://{local_address(str(host), int(port))}/health", flush=True)
             server.serve_forever()
     if options.watch is not None:
-        for text in watch(lambda: read_health(url, token), options.watch, in_place=sys.stdout.isatty()):
+        in_text = health.watch(read, options.watch, in_place=sys.stdout.isatty())
+        for text in health.watch_as_json(read, options.watch) if is_json else in_text:
             print(text, flush=True)
-    reading = read_health(url, token)
-    if options.format == "json":
-        import json
-
-        print(json.dumps(reading.as_json(), indent=2))
-    else:
-        print(shown(reading.as_text(), sys.stdout))
+    try:
+        reading = read()
+    except ExaiError as error:
+        if is_json:
+            print(json.dumps(health.unavailable(error), indent=2))
+        raise
+    print(json.dumps(reading.as_json(), indent=2) if is_json else shown(reading.as_text(), sys.stdout))
     return OK if reading.healthy else FAILED
 
 

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.cli import main as cli
 from exai.cli.doctor import examine, table
-from exai.cli.health import REPORT_AGE_S, HealthReading, open_endpoint, watch
+from exai.cli.health import REPORT_AGE_S, HealthReading, open_endpoint, watch, watch_as_json
 from exai.cli.health_client import ask_health, health_url, local_address
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.errors import ConfigError, StartupError
@@ -441,6 +441,8 @@ class TestHealthCommand:
         plain = watch(read, 0.0, in_place=False)
         assert [next(plain).splitlines()[0] for _ in range(2)] == ["daemon: is away. Start it"] * 2
         assert next(watch(read, 0.0, in_place=True)).startswith("\x1b[H\x1b[Jdaemon")
+        reports = watch_as_json(read, 0.0)
+        assert [json.loads(next(reports))["status"] for _ in range(2)] == ["unhealthy"] * 2
 
     @pytest.mark.parametrize("body", [{"service": "other"}, [], b"<html>", b"", b"[" * 100_000])
     def test_something_else_on_the_port_is_3(self, body: object, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,6 +455,13 @@ class TestHealthCommand:
         """Design, monitoring: 3 unreachable."""
         assert cli.main(["health", "--url", CLOSED]) == 3
         assert "cannot be reached" in capsys.readouterr().err
+
+    def test_a_program_gets_a_report_of_a_daemon_that_is_away(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A monitor that reads standard output as JSON finds JSON, and the same status as text gives."""
+        assert cli.main(["health", "--url", CLOSED, "--format", "json"]) == 3
+        report = json.loads(capsys.readouterr().out)
+        assert (report["status"], report["checks"]["daemon"]["status"]) == ("unhealthy", "unhealthy")
+        assert "cannot be reached" in report["checks"]["daemon"]["detail"]
 
     async def test_silence_is_given_up_on(self) -> None:
         """A health check that hangs is the outage it should report."""

@@ -6,11 +6,12 @@ from which rows are hidden gets an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 from asyncpg.exceptions import InsufficientPrivilegeError, PostgresError
 
 from exai.db.backup.catalogue import NOT_COPIED, TableShape, in_order, public_tables, statement
@@ -116,6 +117,16 @@ async def open_snapshot(url: str) -> AsyncIterator[Snapshot]:
             await connection.fetchval(WITHIN, encoded(**LIMITS))
             version = connection.get_server_version()
             yield Snapshot(connection, await found_revision(connection), f"{version.major}.{version.minor}")
+    finally:
+        connection.terminate()
+
+
+async def store_metric(url: str, metric: str, data: Mapping[str, Any]) -> None:
+    """Store one metric in the database at `url`, on a connection of its own. Raises a `DatabaseError`."""
+    connection = await connect(parse_address(url), timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        async with translated("write"):
+            await connection.fetch(statement("insert_metric"), metric, orjson.dumps(data).decode())
     finally:
         connection.terminate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from exai.errors import NotFound
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
-from tests.integration.backup.conftest import Side
+from tests.integration.backup.conftest import OWN_RUNS, Side
 from tests.support.database import opened
 from tests.support.everything import use
 from tests.support.migrations import before, downgrade, run, session, value
@@ -162,6 +163,26 @@ async def test_files_go_into_another_store_and_rows_to_another_owner(source: Sid
                 assert await connection.fetch(query) == [], table.name
     status, out = await target.exai("backup", str(target.home / "back"))
     assert status == 0, out
+
+
+async def test_both_commands_are_recorded_where_they_worked(source: Side, target: Side) -> None:
+    """As events of the page; a restore that failed leaves nothing."""
+    await fill(source)
+    backup = str(source.home / "backup")
+    assert (await source.exai("backup", backup))[0] == 0
+    assert (await source.exai("backup", backup))[0] == 1
+    assert (await source.exai("restore", backup))[0] == 3
+    assert await runs(source) == [{"command": "backup", "outcome": o} for o in ("ok", "invalid_argument")]
+    assert (await target.exai("restore", backup))[0] == 0
+    # The backup was recorded after the snapshot that it copied.
+    assert await runs(target) == [{"command": "restore", "outcome": "ok"}]
+
+
+async def runs(side: Side) -> list[Any]:
+    """Return the labels of the recorded commands, oldest first."""
+    query = f"select data->'labels' as labels from monitoring.metrics_raw where not ({OWN_RUNS}) order by id"
+    async with session(side.url) as connection:
+        return [json.loads(row["labels"]) for row in await connection.fetch(query)]
 
 
 async def test_an_unknown_owner_to_rename_is_an_error(source: Side, target: Side, rows_of: Rows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -212,6 +213,10 @@ async def test_the_command_asks_first_and_says_what_backups_hold(
     assert (status, "2 conversations, 2 files" in out) == (0, True), out
     assert "Backups that were made before still hold all of it" in out
     assert await found(variables, ANNA) == []
+    async with session(variables["EXAI_DATABASE__URL"]) as connection:
+        query = "select data->'figures' as figures from monitoring.metrics_raw where type = 'command_run'"
+        recorded = [json.loads(row["figures"]) for row in await connection.fetch(query)]
+    assert recorded == [{"conversations": 2, "files": 2}]
 
 
 @pytest.fixture

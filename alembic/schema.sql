@@ -494,24 +494,32 @@ CREATE OR REPLACE FUNCTION exai.announce_v1(p_on boolean DEFAULT true)
 AS $function$
 declare
   c_published constant text[] := array['conversations', 'messages', 'requests'];
-  v_has_send constant boolean := to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null;
-  v_has_topic constant boolean := to_regprocedure('realtime.topic()') is not null
-    and to_regclass('realtime.messages') is not null and to_regrole('authenticated') is not null;
+  v_is_open constant boolean := coalesce(has_schema_privilege(to_regnamespace('realtime')::oid, 'usage'), false);
+  v_has_send constant boolean := case when v_is_open
+    then to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null else false end;
+  v_has_topic constant boolean := case when v_is_open
+    then to_regprocedure('realtime.topic()') is not null and to_regclass('realtime.messages') is not null
+         and to_regrole('authenticated') is not null
+    else false end;
   v_done text[] := '{}';
   v_table text;
 begin
-  for v_table in
-    select t from unnest(c_published) t
-      join pg_publication p on p.pubname = 'supabase_realtime' and not p.puballtables
-     where p_on <> exists (select from pg_publication_tables x
-                            where (x.pubname, x.schemaname, x.tablename) = ('supabase_realtime', 'public', t))
-  loop
-    execute format('alter publication supabase_realtime %s table public.%I',
-                   case when p_on then 'add' else 'drop' end, v_table);
-  end loop;
-  if exists (select from pg_publication p where p.pubname = 'supabase_realtime') and p_on then
-    v_done := v_done || 'publication supabase_realtime'::text;
-  end if;
+  begin
+    for v_table in
+      select t from unnest(c_published) t
+        join pg_publication p on p.pubname = 'supabase_realtime' and not p.puballtables
+       where p_on <> exists (select from pg_publication_tables x
+                              where (x.pubname, x.schemaname, x.tablename) = ('supabase_realtime', 'public', t))
+    loop
+      execute format('alter publication supabase_realtime %s table public.%I',
+                     case when p_on then 'add' else 'drop' end, v_table);
+    end loop;
+    if p_on and exists (select from pg_publication p where p.pubname = 'supabase_realtime') then
+      v_done := v_done || 'publication supabase_realtime'::text;
+    end if;
+  exception when insufficient_privilege then
+    raise warning 'the publication supabase_realtime belongs to another role: %', sqlerrm;
+  end;
 
   if p_on and v_has_send then
     if not exists (select from pg_trigger g where g.tgrelid = 'public.conversations'::regclass
@@ -528,15 +536,19 @@ begin
     drop trigger if exists exai_announce_change on public.conversations;
   end if;
 
-  if v_has_topic then
-    drop policy if exists exai_own on realtime.messages;
-    if p_on then
-      create policy exai_own on realtime.messages for select to authenticated
-        using ((select realtime.topic()) = 'exai:' || (
-          select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', 'local')));
-      v_done := v_done || 'topic exai:<owner>'::text;
+  begin
+    if v_has_topic then
+      drop policy if exists exai_own on realtime.messages;
+      if p_on then
+        create policy exai_own on realtime.messages for select to authenticated
+          using ((select realtime.topic()) = 'exai:' || (
+            select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', 'local')));
+        v_done := v_done || 'topic exai:<owner>'::text;
+      end if;
     end if;
-  end if;
+  exception when insufficient_privilege then
+    raise warning 'a policy on realtime.messages cannot be made by this role: %', sqlerrm;
+  end;
   return v_done;
 end
 $function$

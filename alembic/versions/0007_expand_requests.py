@@ -33,7 +33,7 @@ LOCKED = ("conversations", "messages", "turns", "files", "conversation_files")
 HAS_ROLES = """
 select exists (select from pg_catalog.pg_roles r
                 where r.rolname in ('anon', 'authenticated', 'service_role', 'exai_app'))
-    or to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null
+    or to_regnamespace('realtime') is not null
 """
 POLICIES = """
 select format('drop policy %I on %s', p.polname, p.polrelid::regclass)

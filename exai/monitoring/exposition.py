@@ -29,6 +29,8 @@ GREATEST: Final = frozenset(
         "exai_cache_watermark_age_seconds",
         "exai_messages_unindexed",
         "exai_metrics_expired_rows",
+        "exai_requests_oldest_age_seconds",
+        "exai_requests_waiting",
         "process_max_fds",
     }
 )

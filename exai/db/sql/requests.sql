@@ -1,5 +1,6 @@
 -- name: claim_requests
 -- repeat: keyed
+-- described: at first use
 -- Claims at most $2 requests for the claim $1: queued ones, in turn among the owners (an owner's requests that run count
 -- as earlier ones), and running ones whose lease has expired. By requests_queue_idx and requests_running_idx; locks only
 -- the rows it takes. A row for each request, or one with the depth of the queue alone.
@@ -59,6 +60,7 @@ select g.id::text as id, g.owner::text as owner, g.tool::text as tool, g.argumen
 
 -- name: touch_requests
 -- repeat: keyed
+-- described: at first use
 -- Renews the leases of running requests and stores what there is of their answers; returns those that still run here.
 -- By requests_pkey. Changes no indexed column.
 update public.requests r
@@ -72,6 +74,7 @@ returning r.id::text as id;
 
 -- name: finish_request
 -- repeat: keyed
+-- described: at first use
 -- Stores the outcome of a claim; false if the request was cancelled or claimed again meanwhile. By requests_pkey.
 with done as (
   update public.requests r
@@ -86,6 +89,7 @@ select (exists (select from done)
 
 -- name: release_request
 -- repeat: keyed
+-- described: at first use
 -- Gives a claim back to the queue, after a pause; without $4 the claim does not count as an attempt. By requests_pkey.
 update public.requests r
    set state = 'queued', claimed_by = null, lease_until = null, progress = null,
@@ -97,6 +101,7 @@ returning r.id::text as id;
 
 -- name: prune_requests
 -- repeat: keyed
+-- described: at first use
 -- Removes requests whose answer was read $1 days ago, and those as old as $2 days, unless they run; at most 1,000. By
 -- requests_read_idx and requests_aged_idx.
 delete from public.requests r

@@ -21,20 +21,6 @@ const STEPS = { __proto__: null, finding: "Finding", verdict: "Verdict", plan: "
 /** Kinds that say that something is missing. */
 const INCOMPLETE = { __proto__: null, partial: "incomplete", failed: "no answer" };
 
-const TEXTS = ["severity", "verdict", "by", "file", "model", "workflow", "finish_reason"];
-const LISTS = ["file_ids", "read", "notes"];
-const isText = (value) => typeof value === "string";
-
-/** Return a message with the facts that are shown of it. Any client stores metadata, so each is of any kind. */
-export function readable(message) {
-  const given = Object(message.metadata);
-  const metadata = Object.fromEntries(TEXTS.filter((name) => isText(given[name])).map((name) => [name, given[name]]));
-  for (const name of LISTS) metadata[name] = Array.isArray(given[name]) ? given[name].filter(isText) : [];
-  if (isText(given.line) || Number.isInteger(given.line)) metadata.line = given.line;
-  if (isText(given.reasoning?.text)) metadata.reasoning = { text: given.reasoning.text };
-  return { ...message, metadata };
-}
-
 /** Return the messages with neighbouring findings, verdicts and plan steps of one turn as one group. */
 export function grouped(messages) {
   const groups = [];
@@ -82,7 +68,8 @@ export function Message({ message, conversation, usage, target, onFork }) {
   const { seq, role, kind, created_at: at } = message;
   const { metadata } = message;
   const reasoning = metadata.reasoning?.text;
-  return html`<article id="m${seq}" class="message ${role} ${kind in INCOMPLETE ? kind : ""} ${seq === target ? "target" : ""}" aria-label="${nameOf(message)}, message ${seq}">
+  const classes = ["message", role, kind in INCOMPLETE && kind, seq === target && "target"].filter(Boolean).join(" ");
+  return html`<article id="m${seq}" class=${classes} aria-label="${nameOf(message)}, message ${seq}">
     <header>
       <span class="who">${nameOf(message)}</span>
       ${kind in INCOMPLETE && html`<span class="chip warn">${INCOMPLETE[kind]}</span>`}

@@ -7,7 +7,8 @@ import { plural } from "./format.js";
 import { watchChanges } from "./live.js";
 import { ConversationActions, fork } from "./manage.js";
 import { callTool } from "./mcp.js";
-import { grouped, Message, readable, Steps } from "./message.js";
+import { grouped, Message, Steps } from "./message.js";
+import { readable } from "./metadata.js";
 import { Failure, Time, useLoaded } from "./ui.js";
 
 const PAGE = 50;

@@ -46,8 +46,10 @@ def _confirm(name: str) -> None:
 async def _erase(
     settings: Settings, owner: Owner, name: ContinuationId | None, *, with_forks: bool, is_rehearsal: bool
 ) -> int:
+    owner_url = settings.database.migration_url
     async with open_app(settings) as app:
-        erasure = Erasure(ErasureRepository(app.database), app.files.blobs, app.cache)
+        repository = ErasureRepository(app.database, owner_url.get_secret_value() if owner_url else None)
+        erasure = Erasure(repository, app.files.blobs, app.cache)
         if is_rehearsal:
             erased = await erasure.erase(owner, name, with_forks=with_forks, is_rehearsal=True)
         else:

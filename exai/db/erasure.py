@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from exai.db.backup.catalogue import public_tables, statement
 from exai.db.backup.snapshot import CONNECT_TIMEOUT_S, LIMITS, translated
-from exai.db.driver.address import Address
+from exai.db.driver.address import Address, parse_address
 from exai.db.driver.connections import OneTrip
 from exai.db.driver.pool import Database, connect
 from exai.db.driver.session import WITHIN, encoded
@@ -68,8 +68,10 @@ class ErasedRows:
 class ErasureRepository:
     """Erases rows. Each method is a transaction of its own on a connection of its own, without a time limit."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, owner_url: str | None = None) -> None:
+        """Use the role of `owner_url` if the daemon's own may not see all rows, as one without BYPASSRLS."""
         self._database = database
+        self._address = parse_address(owner_url) if owner_url else database.address
 
     @asynccontextmanager
     async def erasing(self, owner: Owner, name: ContinuationId | None) -> AsyncIterator[ErasedRows]:
@@ -77,7 +79,7 @@ class ErasureRepository:
 
         An exception in the block undoes everything. Raises a `DatabaseError`.
         """
-        async with _session(self._database.address) as connection:
+        async with _session(self._address) as connection:
             erased = ErasedRows()
             found = await connection.fetch(statement("erasure_conversations"), owner, name)
             ids = [row["id"] for row in found]

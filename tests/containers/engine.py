@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tests.support.backend import DOCKER_HOST, docker_problem
 
@@ -68,7 +67,7 @@ class Engine:
 def open_engine(kept: Path) -> Iterator[Engine]:
     """Yield the running engine or a private one; `kept` holds what may be used again. Raises NoEngine."""
     if docker_problem(os.environ) is None and shutil.which("docker"):
-        address = urlsplit(os.environ.get("DOCKER_HOST") or DOCKER_HOST).geturl()
+        address = os.environ.get("DOCKER_HOST") or DOCKER_HOST
         engine = Engine(f"the engine at {address}", is_private=False, variables={})
         require_plugins(engine)
         yield engine

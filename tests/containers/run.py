@@ -32,6 +32,8 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     wanted = [name for name in ("stack", "suite") if getattr(options, name)] or ["stack", "suite"]
     signal.signal(signal.SIGTERM, interrupt)
+    # Also in the background of a shell, which makes its programs ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with open_engine(KEPT) as engine:
             print(f"containers are tested on {engine.description}", flush=True)

@@ -6,6 +6,8 @@ selectors and tags stay with the characters they modify.
 
 from __future__ import annotations
 
+import html
+import re
 import unicodedata
 from typing import Final
 
@@ -26,9 +28,16 @@ UNSEEN: Final = dict.fromkeys(
 """Characters that are removed: they are invisible, and some would reverse the direction of the text around a title."""
 
 
+REFERENCE: Final = re.compile(
+    r'<content name="([^"<>]*)" type="[^"<>]*" size="\d+" sha256="[0-9a-f]{64}" id="[^"<>]*"/>'
+)
+"""What stands in a message instead of large content, of which a title has the name only."""
+
+
 def opening(prompt: str) -> str | None:
     """Return the beginning of a question: its first line with a visible character, cut between words if it is long."""
-    lines = prompt.lstrip()[:OPENING_READ_CHARS].splitlines()
+    beginning = prompt.lstrip()[:OPENING_READ_CHARS]
+    lines = REFERENCE.sub(lambda found: html.unescape(found[1]), beginning).splitlines()
     first = next(filter(_is_seen, map(_one_line, lines)), None)
     if first is None or len(first) <= OPENING_CHARS:
         return first

@@ -198,7 +198,7 @@ def _query(given: Mapping[str, str], owner: Owner) -> HistoryQuery:
 def _seconds(name: str, given: Mapping[str, str]) -> int:
     text = given.get(name, "")
     if not text.isdecimal() or len(text) > MAX_DIGITS:
-        raise InvalidArgument(name, "is not a number of seconds", "Give whole seconds, of times those since 1970")
+        raise InvalidArgument(name, "is not a number of seconds", "Give whole seconds; a time in seconds since 1970")
     return int(text)
 
 

@@ -109,6 +109,22 @@ def test_a_conversation_is_continued_and_the_answer_is_seen_while_it_grows(site:
     assert [each["content"] for each in stored[2:]] == ["Go on", "The first `part` and the last"]
 
 
+def test_a_file_of_this_device_is_attached_and_read_by_the_model(site: Site, open_page: OpenPage) -> None:
+    """One that was removed again is not sent; the message names what was."""
+    name = site.store("Hi.", "Hello.", title="Talk with files")
+    page = open_page(f"/#/c/{name}")
+    chosen = [{"name": f"{each}.txt", "mimeType": "text/plain", "buffer": each.encode()} for each in ("zebra", "okapi")]
+    page.get_by_label("Files to attach").set_input_files(chosen)
+    page.get_by_role("button", name="Remove okapi.txt").click()
+    page.get_by_label("Continue this conversation").fill("What is in it?")
+    page.keyboard.press("Enter")
+    page.locator("#m3").get_by_role("button", name="File 1").click()
+    page.get_by_role("dialog").get_by_text("zebra", exact=True).wait_for()
+    asked = site.provider.requests()[-1]["body"]["messages"]
+    assert ("zebra" in str(asked), "okapi" in str(asked)) == (True, False)
+    assert page.get_by_role("button", name="Remove zebra.txt").count() == 0
+
+
 def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: OpenPage) -> None:
     """XSS in every field; no image is fetched, since its address could contain a conversation's text."""
     attack = (

@@ -5,6 +5,7 @@ A database may be ahead: migrations run while the previous release is still live
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Final
@@ -34,10 +35,14 @@ def expected_revision() -> str:
     return known_revisions()[-1]
 
 
-def known_revisions() -> list[str]:
-    """All revisions of this installation, the oldest first."""
+@functools.cache
+def known_revisions() -> tuple[str, ...]:
+    """All revisions of this installation, the oldest first, as they are when a process first asks.
+
+    A newer release that is unpacked beside a running process does not change what the process needs.
+    """
     names = (_NAME.match(entry.name) for entry in (scripts_directory() / "versions").iterdir())
-    return sorted(match.group(1) for match in names if match)
+    return tuple(sorted(match.group(1) for match in names if match))
 
 
 async def check_revision(database: Database) -> str:

@@ -2,6 +2,7 @@
 
 import { useEffect, useRef, useState } from "./vendor.js";
 import { html } from "./dom.js";
+import { storeFile } from "./files.js";
 import { Markdown } from "./markdown.js";
 import { callTool } from "./mcp.js";
 import { Reasoning } from "./message.js";
@@ -17,6 +18,7 @@ const MAX_ROWS_PX = 320;
 export function Composer({ conversation = "", onChange }) {
   const [text, setText] = useState("");
   const [model, setModel] = useState("");
+  const [files, setFiles] = useState([]);
   const [asked, setAsked] = useState(null);
   const isShown = useRef(true);
   const known = useStore(models);
@@ -41,27 +43,32 @@ export function Composer({ conversation = "", onChange }) {
       onChange?.();
     }
   };
+  const attach = (added) => setFiles((now) => [...now, ...added]);
   const onSubmit = (event) => {
     event?.preventDefault();
     if (!text.trim() || asked?.control) return;
     setText("");
+    setFiles([]);
     // The key makes a repetition of this question, after a lost answer too, one turn.
-    ask({ prompt: text, model: model || undefined, key: crypto.randomUUID?.() ?? `page-${Date.now()}-${Math.random()}` });
+    ask({ prompt: text, files, model: model || undefined, key: crypto.randomUUID?.() ?? `page-${Date.now()}-${Math.random()}` });
   };
 
   return html`<div class="composer-place">
-    ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask({ prompt: asked.prompt, model: asked.model, key: asked.key })} />`}
+    ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask({ prompt: asked.prompt, files: asked.files, model: asked.model, key: asked.key })} />`}
     ${known && !known.configured.length
       ? html`<div class="failure"><p>${known.notes[0] ?? "No model is configured."}
           Then start EXAI again, as in <code>KIMI_API_KEY=… make run</code></p></div>`
       : html`<form class="composer" onSubmit=${onSubmit}>
-          <${Question} text=${text} onInput=${setText} onSubmit=${onSubmit} isNew=${!conversation} />
+          <${Question} text=${text} onInput=${setText} onSubmit=${onSubmit} onFiles=${attach} isNew=${!conversation} />
+          ${files.length > 0 && html`<div class="files">${files.map((file, index) => html`<button type="button" class="chip" key=${index}
+            aria-label="Remove ${file.name}" title="Remove" onClick=${() => setFiles(files.filter((each) => each !== file))}>${file.name} ×</button>`)}</div>`}
           <div class="composer-bar">
             <label class="off-screen" for="model">Model</label>
             <select id="model" value=${model} onChange=${(event) => setModel(event.currentTarget.value)}>
               <option value="">${known ? `${known.byDefault} (default)` : "Default model"}</option>
               ${known?.configured.filter((each) => !each.default).map((each) => html`<option key=${each.name} value=${each.name}>${each.name}</option>`)}
             </select>
+            <${AttachButton} onFiles=${attach} />
             ${asked?.control
               ? html`<button type="button" onClick=${() => asked.control.abort()}>Stop</button>`
               : html`<button type="submit" class="primary" disabled=${!text.trim()}>Send</button>`}
@@ -70,7 +77,20 @@ export function Composer({ conversation = "", onChange }) {
   </div>`;
 }
 
-function Question({ text, onInput, onSubmit, isNew }) {
+/** Chooses files of this device, which are sent with the question. */
+function AttachButton({ onFiles }) {
+  const place = useRef(null);
+  const onChoice = (event) => {
+    onFiles([...event.currentTarget.files]);
+    event.currentTarget.value = "";
+  };
+  return html`<span class="attach">
+    <button type="button" onClick=${() => place.current.click()}>Attach…</button>
+    <input ref=${place} type="file" multiple hidden aria-label="Files to attach" onChange=${onChoice} />
+  </span>`;
+}
+
+function Question({ text, onInput, onSubmit, onFiles, isNew }) {
   const place = useRef(null);
   useEffect(() => {
     place.current.style.height = "auto";
@@ -79,20 +99,28 @@ function Question({ text, onInput, onSubmit, isNew }) {
   const onKey = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing && matchMedia("(pointer: fine)").matches) onSubmit(event);
   };
+  const onPaste = (event) => {
+    const { files } = event.clipboardData;
+    if (!files.length) return;
+    event.preventDefault();
+    onFiles([...files]);
+  };
   const label = isNew ? "Ask a model" : "Continue this conversation";
   return html`<textarea ref=${place} rows="1" value=${text} aria-label=${label} placeholder="${label}…"
-    onInput=${(event) => onInput(event.currentTarget.value)} onKeyDown=${onKey}></textarea>`;
+    onInput=${(event) => onInput(event.currentTarget.value)} onKeyDown=${onKey} onPaste=${onPaste}></textarea>`;
 }
 
 /** The question that was asked, and its answer as far as it has come. */
 function Answering({ asked, onRetry }) {
-  const { prompt, content, reasoning, progress, error, note, control } = asked;
+  const { prompt, files, content, reasoning, progress, error, note, control } = asked;
   const place = useRef(null);
   useEffect(() => {
     place.current?.scrollIntoView({ block: "nearest" });
   }, [content, reasoning, error]);
   return html`<div class="answering" ref=${place} aria-busy=${Boolean(control && !note)}>
-    <article class="message user"><header><span class="who">You</span></header><div class="plain-text">${prompt}</div></article>
+    <article class="message user"><header><span class="who">You</span></header><div class="plain-text">${prompt}</div>
+      ${files?.length > 0 && html`<div class="files">${files.map((file) => html`<span class="chip" key=${file.name}>${file.name}</span>`)}</div>`}
+    </article>
     ${(reasoning || content) && html`<article class="message assistant">
       ${reasoning && html`<${Reasoning} text=${reasoning} isOpen=${!content} />`}
       ${content && (content.length > MAX_GROWING_MARKDOWN
@@ -108,7 +136,7 @@ function Answering({ asked, onRetry }) {
   </div>`;
 }
 
-async function askModel({ prompt, model, key }, conversation, signal, show) {
+async function askModel({ prompt, files, model, key }, conversation, signal, show) {
   let content = "";
   let reasoning = "";
   const onNotice = ({ params }) => {
@@ -119,7 +147,12 @@ async function askModel({ prompt, model, key }, conversation, signal, show) {
     }
     show({ content, reasoning, progress: params?.message ?? "" });
   };
-  const given = { prompt, model, continuation_id: conversation || undefined, idempotency_key: key };
+  const stored = [];
+  for (const file of files ?? []) {
+    show({ progress: `Storing ${file.name}…` });
+    stored.push(await storeFile(file, signal));
+  }
+  const given = { prompt, files: stored.length ? stored : undefined, model, continuation_id: conversation || undefined, idempotency_key: key };
   const meta = { progressToken: key, "exai/parts": true };
   return callTool("chat", given, { signal, onNotice, meta });
 }

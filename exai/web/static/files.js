@@ -24,6 +24,12 @@ export function MessageFiles({ ids, names }) {
   </div>`;
 }
 
+/** Store a file of this device, and return its id. A repetition stores nothing again. */
+export async function storeFile(file, signal) {
+  const given = { name: file.name, media_type: file.type, content_base64: await toBase64(file) };
+  return (await callTool("file_put", given, { signal })).file_id;
+}
+
 function FileView({ id, onClose }) {
   const [file, setFile] = useState(null);
   useEffect(() => {
@@ -61,6 +67,15 @@ async function readFile(id) {
   // An address of a blob is of this page's origin: the type given here decides that nothing in it can run.
   const type = IMAGES.includes(part.media_type) ? part.media_type : "application/octet-stream";
   return { ...part, text: isText ? parts.join("") : null, isCut: part.next_offset !== null, blob: new Blob(parts, { type }) };
+}
+
+function toBase64(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.readAsDataURL(file);
+  });
 }
 
 function fromBase64(text) {

@@ -7,13 +7,20 @@ import pytest
 from exai.conversations.deduplication import content_hash
 from exai.conversations.requests import ChatRequest
 from exai.conversations.titles import OPENING_CHARS
-from exai.models import LOCAL_OWNER
+from exai.files.pieces import Piece
+from exai.models import LOCAL_OWNER, FileId
 
 
 def test_hash_depends_on_content_and_not_on_key_order() -> None:
     """Two requests with one key are the same exactly when their content is."""
     assert content_hash("a", {"x": 1, "y": 2}) == content_hash("a", {"y": 2, "x": 1})
     assert content_hash("a", "b") != content_hash("ab", "")
+
+
+def test_large_content_is_called_by_its_name_in_a_title() -> None:
+    """Not by what stands in the message instead of it, which would fill the title."""
+    piece = Piece(FileId("1"), 'a "b".png', "image/png", b"", "0" * 64, {})
+    assert ChatRequest(LOCAL_OWNER, f"Look at {piece.reference} please").title_or_opening == 'Look at a "b".png please'
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -129,9 +130,11 @@ class TestDatabase:
     async def test_migrated_database_is_all_well(self, postgres_url: str) -> None:
         """Every line of the list, on a server that has nothing wrong with it."""
         found = by_part(await diagnose_database(DatabaseSettings(), postgres_url))
+        # A container may be reached by its bridge's address, which is not this machine's own.
+        is_local = urlsplit(postgres_url).hostname in (None, "127.0.0.1", "::1", "localhost")
         assert {part: each.state for part, each in found.items()} == {
             "postgres": "ok",
-            "postgres TLS": "off",
+            "postgres TLS": "off" if is_local else "warn",
             "postgres mode": "ok",
             "postgres clock": "ok",
             "postgres schema": "ok",

@@ -56,7 +56,7 @@ begin
       if p_on then
         create policy exai_own on realtime.messages for select to authenticated
           using ((select realtime.topic()) = 'exai:' || (
-            select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', 'local')));
+            select nullif(nullif((select current_setting('request.jwt.claims', true)), '')::jsonb ->> 'sub', 'local')));
         v_done := v_done || 'topic exai:<owner>'::text;
       end if;
     end if;

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,12 @@ SHORTEST_WATCH_S: Final = 0.2
 LONGEST_WATCH_S: Final = 86_400.0
 REPORT_AGE_S: Final = 1.0
 """Age up to which a served report answers further requests, so that they cost the daemon nothing."""
+
+IDLE_S: Final = 5.0
+"""Time for which a client of the endpoint may send nothing."""
+
+MAX_CLIENTS: Final = 32
+"""Connections to the endpoint at once; further ones are closed."""
 
 STATUSES: Final = {"ok": "healthy", "degraded": "degraded", "down": "unhealthy", "off": "off"}
 CLEAR: Final = "\x1b[H\x1b[J"
@@ -175,6 +182,8 @@ def open_endpoint(
     reports = _Reports(read, clock)
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = IDLE_S
+
         def do_GET(self) -> None:
             healthy, body = reports.newest()
             self.send_response(200 if healthy else 503)
@@ -188,9 +197,33 @@ def open_endpoint(
             """Log nothing: every request is one of a monitor."""
 
     try:
-        return ThreadingHTTPServer((host.strip("[]") or "127.0.0.1", int(port)), Handler)
+        return _Endpoint((host.strip("[]") or "127.0.0.1", int(port)), Handler)
     except OSError as error:
         raise StartupError(address, f"cannot be bound ({error.strerror})", "Give another --endpoint") from error
+
+
+class _Endpoint(ThreadingHTTPServer):
+    """A server that has at most `MAX_CLIENTS` threads, and reports no client that leaves early."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._places = threading.BoundedSemaphore(MAX_CLIENTS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Reports:

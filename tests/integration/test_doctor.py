@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.server
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +21,7 @@ from pydantic import SecretStr
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.cli import main as cli
 from exai.cli.doctor import examine, table
-from exai.cli.health import REPORT_AGE_S, HealthReading, open_endpoint, watch, watch_as_json
+from exai.cli.health import MAX_CLIENTS, REPORT_AGE_S, HealthReading, open_endpoint, watch, watch_as_json
 from exai.cli.health_client import ask_health, health_url, local_address
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.errors import ConfigError, StartupError
@@ -422,6 +423,37 @@ class TestHealthCommand:
             finally:
                 server.shutdown()
                 thread.join()
+
+    def test_clients_that_send_nothing_cost_few_threads_and_end(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As many as there are places, each closed after a while; one too many is closed at once."""
+
+        def read() -> HealthReading:
+            raise StartupError("daemon", "is away", "Start it")
+
+        monkeypatch.setattr("exai.cli.health.IDLE_S", 0.5)
+        with open_endpoint(read, "127.0.0.1:0") as server, contextlib.ExitStack() as stack:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                before = threading.active_count()
+                idle = [
+                    stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=20))
+                    for _ in range(3 * MAX_CLIENTS)
+                ]
+                assert threading.active_count() - before <= MAX_CLIENTS
+                for each in idle:
+                    with contextlib.suppress(ConnectionResetError):
+                        assert each.recv(1) == b""
+                while True:
+                    with contextlib.suppress(httpx.TransportError):
+                        assert httpx.get(f"http://127.0.0.1:{server.server_port}").status_code == 503
+                        break
+            finally:
+                server.shutdown()
+                thread.join()
+        assert capsys.readouterr().err == ""
 
     @pytest.mark.parametrize("address", ["", "host", "host:port", "99999999"])
     def test_endpoint_without_a_port_is_2(self, address: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,13 +23,16 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRequest:
-    """A request that this process runs. `left_s` is the time to its deadline; `attempt` counts from 1."""
+    """A request that this process runs. `left_s` is the time to its deadline; `attempt` counts from 1.
+
+    `arguments` is JSON as the client stored it, which may be nested more deeply than is accepted.
+    """
 
     id: str
     claim: ClaimId
     owner: Owner
     tool: str
-    arguments: Mapping[str, Any]
+    arguments: str
     attempt: int
     left_s: float | None
 
@@ -75,7 +78,7 @@ class RequestRepository:
         rows = await self._database.fetch("claim_requests", claim, limit, lease_s)
         claimed = tuple(
             ClaimedRequest(
-                row["id"], claim, Owner(row["owner"]), row["tool"], orjson.loads(row["arguments"]), row["attempt"],
+                row["id"], claim, Owner(row["owner"]), row["tool"], row["arguments"], row["attempt"],
                 row["left_s"],
             )
             for row in rows

@@ -122,11 +122,23 @@ class RequestRunner:
         except ExaiError as error:
             # The lease expires, and the request is claimed again.
             log.warning("request_not_stored", request_id=request.id, reason=str(error))
+        except Exception:
+            # The error boundary of requests: one that meets a defect must not end the daemon.
+            log.exception("internal error", request_id=request.id)
+            outcome = "internal"
+            await self._fail(request)
         finally:
             del self._running[request.id]
             self._recorder.count("requests_claimed_total", outcome=outcome)
             log.info("request", request_id=request.id, tool=request.tool, owner=request.owner, outcome=outcome)
             self.wake()
+
+    async def _fail(self, request: ClaimedRequest) -> None:
+        error = {"code": "internal", "message": f"internal error; the logs have it under request {request.id}"}
+        try:
+            await self._repository.finish(request, RequestOutcome("failed", error=error))
+        except ExaiError as error_:
+            log.warning("request_not_stored", request_id=request.id, reason=str(error_))
 
     async def _give_back(self, request: ClaimedRequest) -> None:
         try:

@@ -16,7 +16,7 @@ import orjson
 from exai.db.requests import ClaimedRequest, RequestOutcome
 from exai.errors import DeadlineExceeded
 from exai.mcp.core import versions
-from exai.mcp.core.jsonrpc import Request
+from exai.mcp.core.jsonrpc import parse
 from exai.mcp.features.tools import IDEMPOTENCY_KEY, OF_META
 from exai.mcp.identity import Admitted
 from exai.mcp.server import McpServer
@@ -58,8 +58,9 @@ async def run_request(server: McpServer, request: ClaimedRequest, growing: Growi
 async def _call(server: McpServer, request: ClaimedRequest, growing: GrowingAnswer) -> RequestOutcome:
     session = server.open_session(Admitted(request.owner), peer=CLIENT)
     try:
-        params = _params(request)
-        await session.receive(Request(CALL_ID, "tools/call", params), len(orjson.dumps(params)))
+        data = _message(request)
+        # Parsed as what comes from a socket is, so that the same limits hold.
+        await session.receive(parse(data), len(data))
         while (message := await session.outbox.get()) is not None:
             answer = orjson.loads(message.data)
             if "method" not in answer:
@@ -70,7 +71,7 @@ async def _call(server: McpServer, request: ClaimedRequest, growing: GrowingAnsw
     raise Postponed(0.0, counts=False)
 
 
-def _params(request: ClaimedRequest) -> dict[str, Any]:
+def _message(request: ClaimedRequest) -> bytes:
     meta = {
         versions.META_VERSION: versions.MODERN,
         versions.META_CAPABILITIES: {},
@@ -79,7 +80,8 @@ def _params(request: ClaimedRequest) -> dict[str, Any]:
         "progressToken": request.id,
         OF_META[IDEMPOTENCY_KEY]: f"request:{request.id}",
     }
-    return {"name": request.tool, "arguments": dict(request.arguments), "_meta": meta}
+    params = {"name": request.tool, "arguments": orjson.Fragment(request.arguments), "_meta": meta}
+    return orjson.dumps({"jsonrpc": "2.0", "id": CALL_ID, "method": "tools/call", "params": params})
 
 
 def _grow(growing: GrowingAnswer, params: Mapping[str, Any]) -> None:

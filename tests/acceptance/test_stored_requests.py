@@ -130,6 +130,13 @@ async def test_arguments_are_understood_and_errors_are_those_of_every_call(
         assert "prompt" in wrong["answer"]
         unknown = await ended(sql, await ask(sql, ANNA, "chatt", prompt="x"))
         assert "Did you mean chat" in unknown["error"]["message"]
+        deep = new_id()
+        await sql.execute(
+            "insert into requests (id, owner, tool, arguments) values ($1::uuid, $2::text, 'version',"
+            " ('{\"a\": ' || repeat('[', 2000) || repeat(']', 2000) || '}')::jsonb)",
+            deep, ANNA,
+        )  # fmt: skip
+        assert (await ended(sql, deep))["state"] == "failed"
 
 
 async def test_an_answer_grows_in_its_row(settings: dict[str, str], sql: OneTrip, provider: ProviderServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -39,7 +40,7 @@ async def store(sql: OneTrip, *owners: str) -> None:
 
 async def claimed(queue: RequestRepository, limit: int) -> list[ClaimedRequest]:
     found = await queue.claim(limit, lease_s=LEASE_S)
-    return sorted(found.claimed, key=lambda each: each.arguments["n"])
+    return sorted(found.claimed, key=lambda each: json.loads(each.arguments)["n"])
 
 
 async def test_owners_take_turns(queue: RequestRepository, sql: OneTrip) -> None:
@@ -67,7 +68,7 @@ async def test_a_request_is_claimed_again_when_its_lease_has_expired(queue: Requ
     assert await claimed(queue, 5) == []
     assert await queue.touch([RequestProgress(first, "so far", "half")], lease_s=0.0) == {first.id}
     [second] = await claimed(queue, 5)
-    assert (second.id, second.attempt, second.arguments) == (first.id, 2, {"n": 1})
+    assert (second.id, second.attempt, json.loads(second.arguments)) == (first.id, 2, {"n": 1})
     assert await queue.touch([RequestProgress(first, "late", None)], lease_s=LEASE_S) == frozenset()
     assert not await queue.finish(first, RequestOutcome("done", "late"))
     assert await queue.finish(second, RequestOutcome("done", "in time", {"a": "b\x00c"}))

@@ -116,6 +116,10 @@ async def _files(settings: Settings, recorder: Recorder) -> list[Finding]:
     store = settings.files.store
     beside = {"postgres": "in the database", "directory": f"in {settings.data_dir}, for this daemon only"}
     found = [Finding("files", "ok", beside[store])] if store in beside else []
+    for root in settings.files.roots:
+        if not os.access(root, os.R_OK | os.X_OK):
+            cure = "Create it, let this user read it, or correct EXAI_FILES__ROOTS"
+            found.append(Finding("file roots", "warn", f"{root} is not a directory that can be read", cure))
     for opening in remote_stores(settings.files, recorder, "doctor"):
         async with opening as remote:
             try:

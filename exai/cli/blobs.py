@@ -59,7 +59,7 @@ def _summary(swept: Swept, conversations: int, is_rehearsal: bool) -> str:
     unused = f"{swept.orphans:,} orphaned files and the bytes of {swept.unused.contents:,}"
     if is_rehearsal:
         return f"would remove {unused} contents ({swept.unused.size_bytes:,} bytes); conversations were not examined"
-    return f"removed {conversations:,} deleted conversations, {unused}"
+    return f"removed {conversations:,} deleted conversations, {unused} contents"
 
 
 async def _migrate(settings: Settings, source: str, target: str) -> int:

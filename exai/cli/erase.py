@@ -57,6 +57,8 @@ async def _erase(
             async with recorded_run(app.history.insert, "erase") as figures:
                 erased = await erasure.erase(owner, name, with_forks=with_forks)
                 figures |= {"conversations": len(erased.rows.conversations), "files": erased.rows.files}
+    if not erased.rows.conversations and not any(erased.rows.rows.values()):
+        print(shown(f"Nothing of the owner {owner} was stored; is the name correct?", sys.stdout))
     for line in _report(erased, is_rehearsal=is_rehearsal):
         print(shown(line, sys.stdout))
     return OK

@@ -325,6 +325,14 @@ class TestDoctor:
         found = by_part(await examine(settings, MetricsRecorder()))["data directory"]
         assert (found.state, "EXAI_DATA_DIR" in found.cure) == ("fail", True)
 
+    async def test_a_root_of_files_that_is_not_there_is_a_warning(self, tmp_path: Path) -> None:
+        """A misspelled directory would let every file be refused; one that exists says nothing."""
+        (tmp_path / "file").write_text("")
+        for name, is_found in (("missing", True), ("file", True), (".", False)):
+            environ = {"EXAI_DATA_DIR": str(tmp_path / "data"), "EXAI_FILES__ROOTS": str(tmp_path / name)}
+            found = by_part(await examine(load_settings(environ, None), MetricsRecorder()))
+            assert ("file roots" in found) is is_found, name
+
     def test_command_ends_with_2_for_settings_it_cannot_read(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

@@ -212,11 +212,14 @@ async def test_the_command_asks_first_and_says_what_backups_hold(
     status, out = await exai("erase", "owner", ANNA, "--yes")
     assert (status, "2 conversations, 2 files" in out) == (0, True), out
     assert "Backups that were made before still hold all of it" in out
+    assert "Nothing of the owner" not in out
     assert await found(variables, ANNA) == []
     async with session(variables["EXAI_DATABASE__URL"]) as connection:
         query = "select data->'figures' as figures from monitoring.metrics_raw where type = 'command_run'"
         recorded = [json.loads(row["figures"]) for row in await connection.fetch(query)]
     assert recorded == [{"conversations": 2, "files": 2}]
+    status, out = await exai("erase", "owner", ANNA, "--yes")
+    assert (status, f"Nothing of the owner {ANNA} was stored; is the name correct?" in out) == (0, True), out
 
 
 @pytest.fixture

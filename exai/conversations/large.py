@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from exai.db.records import AppendResult, FilesAlong, TurnBegun
 from exai.errors import InvalidArgument
 from exai.files.loading import FileContent
-from exai.files.pieces import LEAST_BYTES, TAKEN_OUT, Piece, Taken, pieces_of, put_back, take_out
+from exai.files.pieces import LEAST_BYTES, TAKEN_OUT, Piece, Taken, occurrences_of, pieces_of, put_back, take_out
 from exai.files.service import FileService
 from exai.models import Message, NewMessage, Owner
 from exai.settings.load import LimitSettings
@@ -90,7 +90,7 @@ class LargeContent:
         chosen: list[Message] = []
         left_bytes = budget_bytes
         for message in messages if from_oldest else reversed(messages):
-            left_bytes -= sum(files[each].size_bytes for each in pieces_of(message) if each in files)
+            left_bytes -= sum(files[each].size_bytes for each in occurrences_of(message) if each in files)
             if chosen and left_bytes < 0:
                 break
             chosen.append(message)

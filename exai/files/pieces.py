@@ -24,6 +24,7 @@ from exai.blobs.base import digest
 from exai.files.names import DEFAULT_MEDIA_TYPE
 from exai.models import FILE_IDS, FileId, Message, NewMessage, Owner
 from exai.token_estimate import text_tokens
+from exai.validation import is_uuid
 
 TAKEN_OUT: Final = "exai_taken_out"
 """The field of a message's metadata that says what was taken out of its content, and where."""
@@ -38,6 +39,12 @@ DIGEST_CHARS: Final = 12
 MAX_LINE_CHARS: Final = 1_000
 """A longer run of base64 is not one line of several."""
 
+MAX_PREFIX_CHARS: Final = 2_000
+"""More than a `data:` URL that is taken out has before its bytes."""
+
+MAX_WHOLE_CHARS: Final = 268_435_456
+"""No message is longer as a whole: other clients may write references to one file many times."""
+
 START: Final = re.compile(
     r"data:(?P<type>[\w.+-]{1,100}/[\w.+-]{1,100})?(?:;[^,;\s]{0,100}){0,8},\s?"
     r"|(?<![A-Za-z0-9+/_-])"
@@ -47,6 +54,7 @@ START: Final = re.compile(
 RUN: Final = re.compile(r"[A-Za-z0-9+/_-]*(?:\\/[A-Za-z0-9+/_-]*)*")
 URL_REST: Final = re.compile(r"[^\s\"'<>()\[\]`]*")
 LINE_END: Final = re.compile(r"\r\n|\n|\\r\\n|\\n")
+LINE_ENDS: Final = ("\r\n", "\n", "\\r\\n", "\\n")
 PADDING: Final = re.compile(r"={0,2}")
 HEAD_CHARS: Final = 64
 SIGNS: Final = {
@@ -142,16 +150,25 @@ def pieces_of(message: Message | NewMessage) -> tuple[FileId, ...]:
     return tuple(dict.fromkeys(FileId(each["id"]) for each in _entries(message)))
 
 
+def occurrences_of(message: Message) -> tuple[FileId, ...]:
+    """Return the ids of the files that hold what was taken out of a message, as often as each is put back."""
+    return tuple(FileId(each["id"]) for each in _entries(message))
+
+
 def put_back(message: Message, found: Mapping[FileId, bytes]) -> Message:
     """Return a message as it was given, or unchanged if one of its pieces is not found."""
     parts: list[str] = []
-    position = 0
+    position = chars = 0
     try:
         for entry in _entries(message):
             at = entry["at"]
             if at < position:
                 return message
-            parts += [message.content[position:at], _text_of(found[entry["id"]], entry.get("form") or {})]
+            data, form = found[entry["id"]], entry.get("form") or {}
+            chars += _chars_of(data, form)
+            if chars > MAX_WHOLE_CHARS:
+                return message
+            parts += [message.content[position:at], _text_of(data, form)]
             position = at + entry["chars"]
     except (KeyError, TypeError, ValueError, AttributeError):
         # A file was deleted, or another client has written the metadata.
@@ -184,10 +201,37 @@ def _entries(message: Message | NewMessage) -> Iterator[Mapping[str, Any]]:
     for each in entries if isinstance(entries, list) else ():
         if not isinstance(each, dict) or not all(type(each.get(name)) is int for name in ("at", "chars")):
             continue
+        if not isinstance(each.get("id"), str) or not is_uuid(each["id"]) or not _is_form(each.get("form") or {}):
+            continue
         at, chars = each["at"], each["chars"]
         reference = message.content[at : at + chars] if at >= 0 and chars > 0 else ""
         if reference.startswith("<content ") and reference.endswith(f' id="{each.get("id")}"/>'):
             yield each
+
+
+def _is_form(form: object) -> bool:
+    """Return whether a form is one that `_decoded` makes: others could make a text of any size of a few bytes."""
+    if not isinstance(form, dict) or form.get("code", "base64") != "base64":
+        return False
+    if not form:
+        return True
+    line, prefix, padding = form.get("line"), form.get("prefix"), form.get("padding")
+    return (
+        (type(padding) is int and 0 <= padding <= 2)
+        and isinstance(prefix, str)
+        and len(prefix) <= MAX_PREFIX_CHARS
+        and (line is None or (type(line) is int and line > 0 and form.get("end") in LINE_ENDS))
+    )
+
+
+def _chars_of(data: bytes, form: Mapping[str, Any]) -> int:
+    """Return about how many characters `_text_of` returns, and not fewer."""
+    if not form:
+        return len(data)
+    chars = (len(data) + 2) // 3 * 4
+    lines = chars // form["line"] + 1 if form.get("line") else 0
+    slashes = chars if form.get("slash") else 0
+    return chars + slashes + lines * len(form.get("end") or "") + len(form["prefix"])
 
 
 def _are_texts(ids: Sequence[object]) -> bool:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exai.files.pieces import LEAST_BYTES, TAKEN_OUT, Taken, is_piece, pieces_of, put_back, take_out
-from exai.models import FILE_IDS, LOCAL_OWNER, Message, NewMessage
+from exai.files.pieces import LEAST_BYTES, TAKEN_OUT, Taken, is_piece, occurrences_of, pieces_of, put_back, take_out
+from exai.models import FILE_IDS, LOCAL_OWNER, FileId, Message, NewMessage
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 120
 URL = "data:image/png;base64,"
@@ -199,3 +199,57 @@ def test_many_beginnings_cost_no_more_than_the_length_of_the_text() -> None:
     """Each run is looked at once: the number of steps is that of the beginnings."""
     text = ("data:a/b," * 3_000 + " ") * 60
     assert take_out(LOCAL_OWNER, text, len(text), FILE_LIMIT) is None
+
+
+def forged(entries: list[Any], count: int = 1) -> Message:
+    """A message as another client of the database can write it: `count` references, described by `entries`."""
+    reference = f'<content name="a" id="{OWN}"/>'
+    described = [
+        {"at": n * len(reference), "chars": len(reference), "id": OWN, **each} for n, each in enumerate(entries)
+    ]
+    return Message(1, "user", reference * count, datetime.now(UTC), metadata={TAKEN_OUT: {"pieces": described}})
+
+
+OWN = FileId("0f1f1a53-5f0e-4f63-9a4e-0c6e4f3f2d10")
+FORM = {"code": "base64", "prefix": "", "padding": 0}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {**FORM, "padding": 10**30},
+        {**FORM, "padding": 10**9},
+        {**FORM, "line": 1, "end": "x" * 100_000},
+        {**FORM, "line": -1, "end": "\n"},
+        {**FORM, "prefix": "x" * 100_000},
+        {**FORM, "prefix": ["x"]},
+        {**FORM, "code": "other"},
+        {"code": "base64"},
+        [1],
+        "text",
+    ],
+)
+def test_a_forged_form_makes_no_text(form: object) -> None:
+    """A few bytes of metadata would become a text of any size."""
+    message = forged([{"form": form}])
+    assert pieces_of(message) == ()
+    assert put_back(message, {OWN: PNG}) == message
+
+
+def test_forged_references_to_one_file_make_no_text_of_any_size() -> None:
+    """Each is counted, and nothing is put back beyond the limit."""
+    message = forged([{"form": FORM}] * 500, 500)
+    assert pieces_of(message) == (OWN,)
+    assert len(occurrences_of(message)) == 500
+    assert put_back(message, {OWN: bytes(1_000_000)}) == message
+    assert len(put_back(message, {OWN: bytes(3)}).content) == 2_000
+
+
+@pytest.mark.parametrize("id_", [5, None, ["x"], {"a": 1}, "not-an-id"])
+def test_a_forged_id_is_none(id_: object) -> None:
+    """The ids are parameters of a statement."""
+    message = forged([{"id": id_}])
+    message = message._replace(content=message.content.replace(OWN, str(id_)))
+    chars = len(message.content)
+    message.metadata[TAKEN_OUT]["pieces"][0]["chars"] = chars
+    assert pieces_of(message) == ()

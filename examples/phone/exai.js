@@ -8,7 +8,8 @@ const OUTBOX = "outbox";
 const OPEN = ["queued", "running"];
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 15_000;
-const COLUMNS = "id, tool, state, progress, partial, answer, result, error, continuation_id, created_at, updated_at";
+const COLUMNS =
+  "id, tool, arguments, state, progress, partial, answer, result, error, continuation_id, created_at, updated_at";
 
 /** A value of an IndexedDB request. */
 const settled = (request) =>

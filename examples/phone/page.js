@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 let exai = null;
 let current = null;
 let first = null;
+const growing = new Map();
 
 const show = (text) => ($("state").textContent = text);
 
@@ -52,21 +53,26 @@ async function read() {
     shown.unshift(earlier);
   }
   $("messages").replaceChildren(...shown);
-  for (const request of await exai.openRequests()) follow(request.id);
+  for (const request of await exai.openRequests()) follow(request.id, request.arguments.continuation_id ?? null);
   const waiting = (await exai.outbox.entries()).length;
   show(waiting ? `${waiting} not sent yet` : "");
 }
 
-async function follow(id) {
-  if (exai.watched.has(id)) return;
-  const growing = article("assistant", "waiting", "queued");
-  $("messages").append(growing);
+/** Show a request of the open conversation while it is answered; again after the messages were drawn anew. */
+async function follow(id, continuationId) {
+  if (continuationId !== current) return;
+  const isNew = !growing.has(id);
+  if (isNew) growing.set(id, article("assistant", "waiting", "queued"));
+  const shown = growing.get(id);
+  $("messages").append(shown);
+  if (!isNew) return;
   const end = await exai.watch(id, (row) => {
-    growing.dataset.state = row.state;
-    growing.textContent = row.partial || row.progress || row.error?.message || row.state;
+    shown.dataset.state = row.state;
+    shown.textContent = row.partial || row.progress || row.error?.message || row.state;
   });
+  growing.delete(id);
   if (end?.state === "done") {
-    current ??= end.continuation_id;
+    if (continuationId === current) current ??= end.continuation_id;
     await exai.markRead(id);
     await read();
   }
@@ -79,7 +85,8 @@ $("ask").onsubmit = async (event) => {
   if (!prompt) return;
   field.value = "";
   $("messages").append(article("user", prompt));
-  follow(await exai.chat(prompt, current));
+  const asked = current;
+  follow(await exai.chat(prompt, asked), asked);
 };
 $("new").onclick = () => open(null);
 $("sign-out").onclick = () => supabase.auth.signOut();

@@ -2,7 +2,7 @@
 
 A file system that does not answer, such as that of a network, blocks a thread until it answers. Invariant: a caller
 waits at most for its limit, and the thread is then replaced. The error names the path that hangs, and neither it nor
-anything below it is read again while it hangs; at most `MAX_HUNG` threads hang at once.
+anything below it is read again while it hangs; at most `MAX_HUNG` threads hang at once, `MAX_OWN_HUNG` of one owner.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from exai.models import Owner
 from exai.resilience import bounded
 
 MAX_HUNG: Final = 32
+MAX_OWN_HUNG: Final = MAX_HUNG // 2
+"""Of one owner, whose network file system keeps no other owner from reading."""
+
 SOMEWHERE: Final = "the file system"
 CURE: Final = "Check that its file system answers, or name other files"
 
@@ -29,8 +32,8 @@ T = TypeVar("T")
 class PathReading:
     """What one thread reads now. `touch` is called by it before each path."""
 
-    def __init__(self, threads: ReadingThreads) -> None:
-        self._threads = threads
+    def __init__(self, threads: ReadingThreads, owner: Owner) -> None:
+        self._threads, self.owner = threads, owner
         self.path = ""
         self.has_ended = False
 
@@ -55,14 +58,12 @@ class ReadingThreads:
 
         Raises:
             DeadlineExceeded: it, or a free thread, took longer than the limit or the request's deadline.
-            Overloaded: as many readings hang as may.
+            Overloaded: as many readings hang as may, of the owner or of all.
 
         """
         async with self._places.hold(owner, what="a thread that reads files"):
-            if len(self._left) >= MAX_HUNG:
-                first = next(iter(self._left)).path or SOMEWHERE
-                raise Overloaded(f"readings of files that hang, such as of {shown(first)}", MAX_HUNG)
-            reading = PathReading(self)
+            self._refuse_beyond(owner)
+            reading = PathReading(self, owner)
             ended: Future[T] = Future()
             # A thread of an executor would keep the process from ending as long as it hangs.
             thread = threading.Thread(target=self._work, args=(work, reading, ended), name="exai-sources", daemon=True)
@@ -87,6 +88,16 @@ class ReadingThreads:
                 raise InvalidArgument(
                     field, f"{shown(path)} is not read, because reading {shown(str(each))} hangs", CURE
                 )
+
+    def _refuse_beyond(self, owner: Owner) -> None:
+        """Raise `Overloaded` if as many readings hang as may. It names no path that another owner has read."""
+        with self._lock:
+            hung = list(self._left)
+        own = [reading for reading in hung if reading.owner == owner]
+        if len(own) >= MAX_OWN_HUNG:
+            raise Overloaded(f"readings of files that hang, such as of {shown(own[0].path or SOMEWHERE)}", MAX_OWN_HUNG)
+        if len(hung) >= MAX_HUNG:
+            raise Overloaded("readings of files that hang", MAX_HUNG)
 
     def _leave(self, reading: PathReading, *, is_late: bool) -> None:
         with self._lock:

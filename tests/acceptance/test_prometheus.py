@@ -39,6 +39,7 @@ def daemon(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path
         "EXAI_DATABASE__URL": postgres_url,
         "EXAI_CACHE__URL": redis_url,
         "EXAI_SERVER__METRICS_TOKEN": TOKEN,
+        "EXAI_REQUESTS__ENABLED": "true",
         "KIMI_API_KEY": "sk-test",
         "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
     }

@@ -21,6 +21,7 @@ OTHERWISE = {"changed_xid", "store", "storage_path", "blob_id"}
 """Columns whose values belong to one database or store."""
 
 
+HISTORIES = {"monitoring.metrics_raw", "monitoring.metrics_1min", "monitoring.metrics_1hour"}
 OWN_RUNS = "coalesce(data->'labels'->>'command', '') not in ('backup', 'restore')"
 """Leaves out the records of the commands that tests run."""
 
@@ -85,7 +86,7 @@ def rows_of() -> Callable[[str], Awaitable[dict[str, list[str]]]]:
             for table in await read_tables(connection):
                 if table.name not in NOT_COPIED:
                     columns = ", ".join(f'"{each}"' for each in table.columns if each not in OTHERWISE)
-                    kept = f"where {OWN_RUNS}" if table.name == "monitoring.metrics_raw" else ""
+                    kept = f"where {OWN_RUNS}" if table.name in HISTORIES else ""
                     query = (
                         f'select row({columns})::text as line from {table.schema}."{table.table}" {kept} order by line'
                     )

@@ -30,6 +30,7 @@ LIST_ITEMS: Final = 1_000
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 30.0
 CONNECTIONS: Final = 16
+SHOWN_CHARS: Final = 100
 
 
 class SupabaseBlobs(RemoteBlobs):
@@ -103,7 +104,12 @@ class SupabaseBucket:
         headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
         found = bytearray()
         async with self._streamed("GET", f"/object/authenticated/{self._name}/{_path(key)}", headers) as response:
-            skipped = 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else offset
+            is_part = response.status_code == httpx.codes.PARTIAL_CONTENT
+            stated = response.headers.get("Content-Range", f"bytes {offset}-")
+            if is_part and not stated.startswith(f"bytes {offset}-"):
+                # A part of a file is not compared with a digest.
+                raise unreadable(f"another range ({stated[:SHOWN_CHARS]!r})")
+            skipped = 0 if is_part else offset
             async for piece in response.aiter_raw():
                 found += piece[skipped:]
                 skipped = max(0, skipped - len(piece))

@@ -78,6 +78,17 @@ async def test_an_endless_error_of_a_download_is_not_read_to_its_end(server: Sup
             await blobs.read(LOCAL_OWNER, file, 0, 4)
 
 
+@pytest.mark.parametrize("stated", ["bytes 0-3/9", "bytes 55-58/99", "bytes 50", "pages 5-8/9"])
+async def test_another_range_than_asked_for_is_not_taken_for_it(server: SupabaseStorage, stated: str) -> None:
+    """A cache in between may answer with another part, and only whole files are compared with their digests."""
+    async with opened(server) as blobs:
+        file = await put(blobs, b"0123456789")
+        server.fail(Answer(206, b"0123", {"Content-Range": stated}))
+        with pytest.raises(StoreRefused, match="another range"):
+            await blobs.read(LOCAL_OWNER, file, 5, 4)
+        assert await blobs.read(LOCAL_OWNER, file, 5, 4) == b"5678"
+
+
 async def test_a_listing_that_does_not_page_ends(server: SupabaseStorage) -> None:
     """A server that ignores the offset would be asked for ever."""
     rows = json.dumps([{"name": f"{number:032}", "id": None} for number in range(1_000)]).encode()

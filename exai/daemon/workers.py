@@ -171,7 +171,9 @@ class WorkerPool:
                     self._keep(old)
                     return
                 if await new.wait_started() is None:
-                    log.error("the new worker did not start, so the old ones stay", exit_status=new.process.returncode)
+                    status = new.process.returncode
+                    if not self._is_stopping.is_set():
+                        log.error("the new worker did not start, so the old ones stay", exit_status=status)
                     self._workers.discard(new)
                     self._keep(old)
                     return

@@ -16,6 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from exai.monitoring.meanings import MEANINGS
+
 PREFIX = "exai_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -143,7 +145,7 @@ def _rule(name: str) -> Callable[[float, float], float]:
 
 
 def _export(name: str, family: FamilyValues) -> Metric:
-    text = name.removeprefix(PREFIX).removesuffix("_total").replace("_", " ")
+    text = MEANINGS.get(name.removeprefix(PREFIX)) or name.removesuffix("_total").replace("_", " ")
     match family.kind:
         case "counter":
             counter = CounterMetricFamily(name, text, labels=family.labels)

@@ -22,7 +22,7 @@ OTHERWISE = {"changed_xid", "store", "storage_path", "blob_id"}
 
 
 HISTORIES = {"monitoring.metrics_raw", "monitoring.metrics_1min", "monitoring.metrics_1hour"}
-OWN_RUNS = "coalesce(data->'labels'->>'command', '') not in ('backup', 'restore')"
+OWN_RUNS = "type <> 'command_run'"
 """Leaves out the records of the commands that tests run."""
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from exai.background import open_background
 from exai.daemon.workers import WorkerPool
@@ -108,6 +109,19 @@ async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_starte
         rig.gate.write_text("")
         while len(rig.pool._workers) < 2:
             await asyncio.sleep(0.005)
+
+
+async def test_a_stop_while_workers_are_replaced_is_no_error(rig: Rig) -> None:
+    """The successor ends because it is told to, not because it could not start."""
+    rig.gate.unlink()
+    with capture_logs() as lines:
+        roll = asyncio.create_task(rig.pool.roll())
+        async with asyncio.timeout(WAIT_S):
+            while len(rig.pool._workers) < 3:
+                await asyncio.sleep(0)
+            await rig.pool.stop()
+            await roll
+    assert [line for line in lines if line["log_level"] == "error"] == []
 
 
 async def test_later_worker_that_cannot_start_is_tried_again_and_the_first_serves(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import exai
-from exai.monitoring.exposition import render
-from exai.monitoring.meanings import MEANINGS
+from exai.monitoring.exposition import MEANINGS, render
 from exai.monitoring.metrics import MetricsRecorder
 
 RECORDED = re.compile(r'\.(?:count|observe|gauge)\(\s*"([a-z_]+)"')

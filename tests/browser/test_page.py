@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -269,6 +270,16 @@ def test_each_view_costs_one_or_two_statements(site: Site, open_page: OpenPage) 
     assert cost("/#/overview", ".u-over") == {"usage": 1, "metrics_history": 1}
     page.locator(".health.ok").wait_for()
     assert cost("/#/settings", ".page p") == {}
+
+
+def test_the_cost_counts_answers_of_models_without_a_known_price(site: Site, open_page: OpenPage) -> None:
+    """Else $0 would say that they cost nothing."""
+    endpoints = json.dumps({"local": {"base_url": site.provider.base_url, "models": ["unknown"]}})
+    with start_daemon({**site.settings, "EXAI_PROVIDERS__ENDPOINTS": endpoints}) as daemon:
+        Site(daemon, site.provider).ask("chat", prompt="Hi", model="local/unknown")
+        page = open_page(f"http://127.0.0.1:{daemon.port}/#/overview")
+        seen(page, ", 1 without a known price")
+        page.close()
 
 
 def test_the_overview_shows_what_happens_and_its_numbers_as_a_table(site: Site, open_page: OpenPage) -> None:

@@ -107,7 +107,9 @@ function Costs() {
   if (!value) return null;
   return html`<dl class="tiles" aria-label="Cost">
     <${Tile} name="Today" value=${usd(value.today)}>your calls<//>
-    <${Tile} name="This month" value=${usd(value.month)}>${plural(value.turns, "answer")}<//>
+    <${Tile} name="This month" value=${usd(value.month)}>
+      ${plural(value.turns, "answer")}${value.unpriced > 0 && `, ${value.unpriced} without a known price`}
+    <//>
     ${value.budgets.filter((each) => each.spent_usd !== null).map((each) => html`<${Budget} key=${each.budget} budget=${each} />`)}
   </dl>`;
 }
@@ -125,7 +127,8 @@ async function readCosts(signal) {
   const report = await callTool("usage", { by: "day", since, time_zone: zone }, { signal });
   const day = [now.getFullYear(), now.getMonth() + 1, now.getDate()].map((part) => String(part).padStart(2, "0")).join("-");
   const today = report.rows.find((row) => row.key === day)?.cost_usd ?? 0;
-  return { today, month: report.total.cost_usd, turns: report.total.turns - report.total.failed, budgets: report.budgets };
+  const { cost_usd: month, turns, failed, unpriced } = report.total;
+  return { today, month, turns: turns - failed, unpriced, budgets: report.budgets };
 }
 
 /** The caller's own calls that wait for a model, whichever client made them. */

@@ -111,7 +111,8 @@ def test_a_person_signs_in_through_supabase_auth(site: Site, open_page: OpenPage
         page.get_by_role("button", name="Continue", exact=True).click()
         page.get_by_label("Search conversations").wait_for()
         page.evaluate("sessionStorage.setItem('exai.token', 'expired')")
-        page.reload()
+        with page.expect_response("**/token?grant_type=refresh_token"):
+            page.reload()
         page.get_by_label("Search conversations").wait_for()
         assert auth.asked[-1][0] == "/token?grant_type=refresh_token"
         page.get_by_role("button", name="Sign out").click()

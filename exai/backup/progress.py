@@ -1,4 +1,4 @@
-"""How far a backup or a restoration is, for whoever shows it."""
+"""The progress of a backup or a restoration."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class DrillCall(NamedTuple):
 
 
 class _Provider:
-    """An OpenAI-compatible server that answers or fails as it is told to."""
+    """An OpenAI-compatible server that answers, or fails while `fails` is set."""
 
     def __init__(self) -> None:
         self.url = ""

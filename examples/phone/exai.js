@@ -83,7 +83,7 @@ export class Exai {
     this.ending.push(() => globalThis.removeEventListener?.("online", again));
   }
 
-  /** Be told of changes by Realtime: of conversations by broadcast, of requests by their table. */
+  /** Receive changes by Realtime: of conversations by broadcast, of requests by their table. */
   subscribe() {
     const hint = () => this.refresh();
     const filter = `owner=eq.${this.user}`;

@@ -9,10 +9,10 @@ import pytest
 from alembic.util import CommandError
 
 from exai.db.migrations.migrate import upgrade
-from exai.db.migrations.revision import expected_revision
 from tests.support.migrations import before, downgrade, named, run, session, value
 
 EARLIER, BACKFILL = before("backfill_older_metrics"), named("backfill_older_metrics")
+METRICS = named("expand_monitoring")
 
 WITH_TYPE = """
 create schema monitoring;
@@ -234,7 +234,7 @@ async def test_going_back_refuses_to_lose_them(empty_postgres_url: str, older: O
     await upgrade(url)
     with pytest.raises(CommandError, match="metrics_raw_adopted"):
         await downgrade(url, BACKFILL)
-    assert await value(url, "select version_num from exai.alembic_version") == expected_revision()
+    assert await value(url, "select version_num from exai.alembic_version") == METRICS
 
 
 async def test_going_back_refuses_to_lose_ours(postgres_url: str) -> None:

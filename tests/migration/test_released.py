@@ -122,7 +122,9 @@ async def test_every_function_is_called(postgres_url: str) -> None:
     triggers = await value(
         postgres_url, "select string_agg(pg_get_triggerdef(oid), ' ') from pg_trigger where not tgisinternal"
     )
-    statements = "".join(path.read_text("utf-8") for path in (ROOT / "exai" / "db" / "sql").glob("*.sql"))
+    database = ROOT / "exai" / "db"
+    texts = [*database.glob("sql/*.sql"), *database.glob("*.py")]
+    statements = "".join(path.read_text("utf-8") for path in texts)
     assert len(names) > 40
     callers = statements + triggers
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NewType
+from typing import Any, Final, Literal, NewType
 
 import orjson
 
 from exai.db.driver.pool import Database
 from exai.models import Owner
+
+DAY_S: Final = 86_400.0
 
 ClaimId = NewType("ClaimId", str)
 
@@ -108,7 +110,7 @@ class RequestRepository:
 
     async def prune(self, *, read_days: float, keep_days: float) -> int:
         """Remove requests whose answer was read `read_days` ago, and those of `keep_days`; return how many."""
-        return len(await self._database.fetch("prune_requests", read_days, keep_days))
+        return len(await self._database.fetch("prune_requests", read_days * DAY_S, keep_days * DAY_S))
 
 
 def _storable(text: str | None) -> str | None:

@@ -102,15 +102,15 @@ returning r.id::text as id;
 -- name: prune_requests
 -- repeat: keyed
 -- described: at first use
--- Removes requests whose answer was read $1 days ago, and those as old as $2 days, unless they run; at most 1,000. By
--- requests_read_idx and requests_aged_idx.
+-- Removes requests whose answer was read $1 seconds ago, and those as old as $2 seconds, unless they run; at most 1,000.
+-- By requests_read_idx and requests_aged_idx.
 delete from public.requests r
  where r.id = any(array(
    (select x.id from public.requests x
-     where x.read_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => 86400 * $1::double precision)
+     where x.read_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1::double precision)
        and x.state <> 'running' limit 500)
     union
    (select x.id from public.requests x
-     where x.created_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => 86400 * $2::double precision)
+     where x.created_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2::double precision)
        and x.state <> 'running' limit 500)))
 returning r.id::text as id;

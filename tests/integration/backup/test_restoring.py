@@ -18,7 +18,7 @@ from exai.errors import NotFound
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
-from tests.integration.backup.conftest import OWN_RUNS, Side
+from tests.integration.backup.conftest import Side
 from tests.support.database import opened
 from tests.support.everything import use
 from tests.support.migrations import before, downgrade, run, session, value
@@ -184,8 +184,9 @@ async def test_both_commands_are_recorded_where_they_worked(source: Side, target
 
 
 async def runs(side: Side) -> list[Any]:
-    """Return the labels of the recorded commands, oldest first."""
-    query = f"select data->'labels' as labels from monitoring.metrics_raw where not ({OWN_RUNS}) order by id"
+    """Return the labels of the recorded backups and restorations, oldest first."""
+    command = "data->'labels'->>'command' in ('backup', 'restore')"
+    query = f"select data->'labels' as labels from monitoring.metrics_raw where {command} order by id"
     async with session(side.url) as connection:
         return [json.loads(row["labels"]) for row in await connection.fetch(query)]
 

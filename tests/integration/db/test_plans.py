@@ -367,10 +367,10 @@ async def test_a_batch_that_is_imported_again_reads_the_messages_it_repeats(skew
     await vacuum(skewed, "turns", "messages")
     number = 10
     contents = ["needle" if seq % 1000 == 0 else "hay" for seq in range(3995, 3995 + number)]
-    per_message = (["user"] * number, contents, ["message"] * number, [None] * number, [None] * number)
+    per_message = (["user"] * number, contents, ["message"] * number, *[[None] * number] * 3)
     for _ in range(8):
         identity = ("local", "long", new_id(), new_id(), new_id(), "h", "{}")
-        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message)
+        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message, None)
         assert counts["messages"] == (0, number), counts
 
 

@@ -68,3 +68,16 @@ def test_no_file_is_loaded_from_elsewhere_and_nothing_is_parsed_as_html() -> Non
         assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), path.name
         assert "https://" not in text.replace("https?", ""), path.name
     assert set(read_assets().modules) == {path.name for path in STATIC.glob("*.js")}
+
+
+def test_modules_are_served_without_the_comments_that_fill_their_lines() -> None:
+    """Nothing else is left out: what remains are lines of the file, in their order."""
+    for path in OURS:
+        kept = read_assets().files[path.name].content.decode().splitlines()
+        lines = iter(path.read_text("utf-8").splitlines())
+        assert all(line in lines for line in kept), path.name
+        assert not [line for line in kept if line.strip().startswith(("//", "/**", "* "))], path.name
+        left_out = set(path.read_text("utf-8").splitlines()) - set(kept)
+        assert all(re.match(r"\s*(//|/\*\*|\*|[A-Z`].*\*/|\w)", line) for line in left_out), path.name
+        for line in left_out:
+            assert not re.match(r"\s*(import|export|const|let|if|for|return|function|async)\b", line), line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,10 +30,13 @@ def server() -> Iterator[Valkey]:
 
 def run(server: Valkey, backups: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script on a server of this machine."""
+    # The script splits REDIS_CLI at spaces, which the paths of a checkout may contain.
+    client = backups.parent / "client.sh"
+    client.write_text(f'exec {shlex.quote(sys.executable)} {shlex.quote(str(CLIENT))} {server.port} "$@"\n')
     given = {
         "PATH": os.environ["PATH"],
         "REDIS_DIR": str(server.directory),
-        "REDIS_CLI": f"{sys.executable} {CLIENT} {server.port}",
+        "REDIS_CLI": f"sh {client}",
         "BACKUP_DIR": str(backups),
         "LIMIT_S": str(LIMIT_S),
     }

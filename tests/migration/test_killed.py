@@ -97,6 +97,7 @@ def whole_url(backend: Backend) -> Iterator[str]:
     backend.databases.drop(url)
 
 
+@pytest.mark.heavy
 @pytest.mark.direct
 @pytest.mark.parametrize(
     ("older", "at_end"),

@@ -19,6 +19,8 @@ from exai.settings.load import load_settings
 from tests.integration.backup.conftest import Side
 from tests.support.migrations import run, value
 
+pytestmark = pytest.mark.heavy
+
 
 class Silent:
     """Shows no progress."""

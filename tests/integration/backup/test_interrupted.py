@@ -13,6 +13,8 @@ from tests.integration.backup.bulk import bulk
 from tests.integration.backup.conftest import Side
 from tests.support.migrations import session, value
 
+pytestmark = pytest.mark.heavy
+
 Rows = Callable[[str], Awaitable[dict[str, list[str]]]]
 MESSAGES = 60_000
 LIMIT_S = 60

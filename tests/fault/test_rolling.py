@@ -117,6 +117,8 @@ class Fleet:
 async def fleet(database: str, redis: Redundant, tmp_path: Path) -> AsyncIterator[Fleet]:
     fleet = Fleet({"EXAI_DATA_DIR": str(tmp_path), "EXAI_DATABASE__URL": database, "EXAI_CACHE__URL": redis.url})
     fleet.settings["EXAI_DATABASE__POOL_SIZE"] = "3"
+    # A daemon may be started while a new primary is elected, and then waits for it.
+    fleet.settings["EXAI_START_WAIT_S"] = "30"
     try:
         await asyncio.gather(*(fleet.start(number) for number in range(DAEMONS)))
         yield fleet

@@ -55,7 +55,7 @@ test-lowest: .venv/dev.done .venv/lowest/exai ## run the suite's quick parts on 
 	@.venv/lowest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging/test_installed.py
 
-test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same with the newest versions, and install the wheel with uv, pipx and every Python found
+test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same with the newest versions, and install the wheel with uv, pipx and on every Python that is found or brought
 	@.venv/newest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 

@@ -63,6 +63,11 @@ fault: .venv/dev.done ## inject seeded faults into every component under load (E
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
 	@$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_rolling.py
+	@if [ "$$(id -u)" = 0 ] && PATH="$$PATH:/usr/sbin" command -v iptables >/dev/null && unshare -n true 2>/dev/null; then \
+		EXAI_TEST_OWN_NETWORK=1 unshare -n sh -c 'PATH="$$PATH:/usr/sbin:/sbin"; ip link set lo up && exec "$$@"' sh \
+			$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_partition.py; \
+		else echo "packets are not dropped: that needs root, unshare and iptables"; \
+			$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_partition.py; fi
 	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
 
 release: .venv/dev.done test ## test, build the distributions into dist/, and make the tag (ARGS=--tag)

@@ -76,11 +76,15 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def start_daemon(
-    overrides: Mapping[str, str], arguments: Sequence[str] = (), *, program: Sequence[str] = ()
+    overrides: Mapping[str, str],
+    arguments: Sequence[str] = (),
+    *,
+    program: Sequence[str] = (),
+    group: int | None = None,
 ) -> Iterator[Daemon]:
     """Start a daemon and wait for its address; it runs in a directory without a developer's `.env`.
 
-    `program` starts an installed EXAI instead of the checkout's.
+    `program` starts an installed EXAI instead of the checkout's; `group` is the group of its process.
     """
     directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
     log = directory / "output.log"
@@ -93,6 +97,7 @@ def start_daemon(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            group=group,
         )
     daemon = Daemon(process, log)
     try:

@@ -2,7 +2,8 @@
 
 The version is the one in pyproject.toml. The release is refused unless the tree is committed, `exai.__version__` and
 the newest heading of CHANGELOG.md state the same version, the heading has today's date, and the tag does not exist. The
-wheel and the source distribution are built twice, with the time of the commit, and must be the same bytes. Nothing is
+wheel and the source distribution are built twice, with the time of the commit, and must be the same bytes; the source
+distribution must hold every committed file and no other, the wheel the package and the migrations. Nothing is
 published: the tag is local until it is pushed.
 """
 
@@ -15,8 +16,11 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
+import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +80,31 @@ def build_twice(root: Path, directory: Path) -> dict[str, str]:
     return built
 
 
+def check_contents(root: Path, directory: Path, version: str) -> None:
+    """Raise Refused unless both distributions hold the committed files that they should, and the version."""
+    committed = set(git(root, "ls-files", "-z").split("\0")) - {""}
+    [wheel], [source] = directory.glob("exai-*.whl"), directory.glob("exai-*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        about = f"exai-{version}.dist-info/"
+        packed = {name for name in archive.namelist() if not name.startswith(about)}
+        metadata = HeaderParser().parsestr(archive.read(f"{about}METADATA").decode("utf-8"))
+    package = {name for name in committed if name.startswith("exai/")}
+    migrations = {f"exai/db/{name}" for name in committed if name.startswith("alembic/")}
+    _check_equal(wheel, packed, package | migrations)
+    if metadata["Version"] != version:
+        raise Refused(f"{wheel.name} states version {metadata['Version']}, not {version}")
+    with tarfile.open(source) as archived:
+        members = {member.name for member in archived.getmembers() if not member.isdir()}
+    unpacked = {name.removeprefix(f"exai-{version}/") for name in members}
+    _check_equal(source, unpacked, committed | {"PKG-INFO"})
+
+
+def _check_equal(file: Path, found: set[str], wanted: set[str]) -> None:
+    for names, problem in ((wanted - found, "lacks"), (found - wanted, "has, though it is not committed,")):
+        if names:
+            raise Refused(f"{file.name} {problem} {', '.join(sorted(names)[:5])}")
+
+
 def git(root: Path, *arguments: str) -> str:
     """Run git in the tree and return its output."""
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
@@ -93,6 +122,7 @@ def main() -> None:
         check_repository(ROOT, tag)
         check_changelog(ROOT, version, dt.datetime.now(dt.UTC).date())
         built = build_twice(ROOT, options.directory)
+        check_contents(ROOT, options.directory, version)
     except Refused as error:
         sys.exit(f"not released: {error}")
     for name, digest in built.items():

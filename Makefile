@@ -49,6 +49,10 @@ check: .venv/dev.done ## check formatting, lint, types, import layers, dead code
 test-adoption: .venv/dev.done ## migrate a million messages of an older system while its clients stay active (minutes)
 	@$(PY) -m pytest -n 0 -s -m heavy tests/migration $(ARGS)
 
+.PHONY: test-previous
+test-previous: .venv/dev.done ## run the acceptance tests of the last release on databases that this tree has migrated (minutes)
+	@$(PY) -m tests.migration.previous $(ARGS)
+
 # The quick parts: tests that depend on the releases of other packages, without timing, faults and attacks.
 VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
 test-lowest: .venv/dev.done .venv/lowest/exai ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras
@@ -70,7 +74,7 @@ fault: .venv/dev.done ## inject seeded faults into every component under load (E
 			$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_partition.py; fi
 	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
 
-release: .venv/dev.done test ## test, build the distributions into dist/, and make the tag (ARGS=--tag)
+release: .venv/dev.done test ## test, build the distributions into dist/, compare them with the commit, and make the tag (ARGS=--tag)
 	@$(PY) requirements/release.py $(ARGS)
 
 soak: .venv/dev.done ## run mixed load with faults for an hour, and compare memory, descriptors and durations (EXAI_SOAK_SECONDS=3600; Linux)

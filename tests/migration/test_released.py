@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
 import pytest
 
+from exai.db.migrations.revision import expected_revision, revision_at
+from tests.migration import previous
+from tests.support.backend import migrate_by
 from tests.support.migrations import value
 from tests.support.released import FIXED, NoHistory, changed_since, git, last_release
 
@@ -106,6 +110,36 @@ def test_without_a_history_the_reason_is_given(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NoHistory, match="git is not installed"):
         last_release(repository)
+
+
+def test_without_a_release_the_tests_of_the_last_one_are_not_run_and_that_is_said(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make test-previous` before the first release, and in an unpacked archive."""
+    assert previous.main(repository) == 0
+    assert "no tag vX.Y.Z" in capsys.readouterr().out
+    assert previous.main(repository / "alembic") == 0
+    assert "not the root of a git repository" in capsys.readouterr().out
+
+
+def test_the_last_release_is_unpacked_as_it_was(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever the working tree has now."""
+    git(repository, "tag", "v1.0.0")
+    file = repository / FIXED[0] / "first.sql"
+    file.write_text("select 2\n")
+    directory = tmp_path_factory.mktemp("previous") / "v1.0.0"
+    previous.unpack(repository, "v1.0.0", directory)
+    assert (directory / FIXED[0] / "first.sql").read_text() == "select 1\n"
+
+
+@pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="make has installed nothing in this checkout")
+async def test_a_database_is_migrated_by_another_checkout(
+    empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook by which the tests of a release receive the schema of the next one; here both are this tree."""
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    await asyncio.to_thread(migrate_by, ROOT, empty_postgres_url)
+    assert await revision_at(empty_postgres_url) == expected_revision()
 
 
 async def test_every_function_is_called(postgres_url: str) -> None:

@@ -10,6 +10,7 @@ import gc
 import os
 import secrets
 import socket
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
@@ -91,6 +92,15 @@ def docker_problem(environ: Mapping[str, str]) -> str | None:
     return None if b" 200 " in status else f"{address.geturl()} answered {status!r}"
 
 
+def migrate_by(checkout: Path, url: str) -> None:
+    """Migrate a database by the code of another checkout, with its own environment."""
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and not name.startswith("EXAI_")}
+    subprocess.run(
+        [checkout / ".venv" / "bin" / "python", "-m", "exai", "migrate"],
+        cwd=checkout, check=True, env={**kept, "EXAI_DATABASE__URL": url}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 class Databases:
     """Fresh databases on one server: empty ones, and copies of one that was migrated once."""
 
@@ -123,7 +133,10 @@ class Databases:
     def _migrated_template(self) -> str:
         if self._template is None:
             self._execute(f'create database "{self._stem}" template template0')
-            self._run(upgrade(self._address(self._stem)))
+            if other := os.environ.get("EXAI_TEST_MIGRATED_BY"):
+                migrate_by(Path(other), self._address(self._stem))
+            else:
+                self._run(upgrade(self._address(self._stem)))
             self._template = self._stem
         return self._template
 

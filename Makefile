@@ -97,7 +97,7 @@ test-prometheus: .venv/dev.done ## ask a real Prometheus for everything that the
 test-backup: .venv/dev.done ## back up and restore a million messages with bounded memory (minutes)
 	@$(PY) -m pytest -n 0 -q -s -m heavy tests/integration/backup $(ARGS)
 
-test-supabase: .venv/dev.done .venv/supabase/done ## run a phone and Supabase's advisor on the real PostgREST and supabase-js (from npm)
+test-supabase: .venv/dev.done .venv/supabase/done .venv/supabase/realtime ## run a phone, Supabase's advisor and Realtime's SQL on the real PostgREST and supabase-js (npm; git, wal2json)
 	@$(PY) -m pytest -n 0 -q -m heavy tests/supabase $(ARGS)
 
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
@@ -226,6 +226,16 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@if command -v npm >/dev/null; then echo "installing PostgREST, supabase-js and the Supabase CLI from npm (once)"; \
 		npm ci --prefix .venv/supabase --no-audit --no-fund --ignore-scripts --silent && touch $@; \
 		else echo "npm is not on PATH: not tested with PostgREST, supabase-js and Supabase's advisor"; fi
+
+# The SQL that a release of Realtime runs in the database of a project. EXAI_REALTIME_SOURCE may name another copy.
+REALTIME := v2.129.8
+.venv/supabase/realtime: | .venv/supabase/done
+	@rm -rf .venv/supabase/realtime.git $@
+	@if git clone -q --bare --depth 1 --branch $(REALTIME) "$${EXAI_REALTIME_SOURCE:-https://github.com/supabase/realtime}" \
+			.venv/supabase/realtime.git 2>/dev/null; \
+		then mkdir $@ && git -C .venv/supabase/realtime.git archive HEAD lib/realtime/tenants/repo/migrations \
+			| tar x -C $@ --strip-components=5; \
+		else echo "the source of Realtime cannot be fetched: not tested with Realtime's SQL"; fi
 
 .venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python
 	@echo "installing the fuzzer into an environment of its own (once)"

@@ -10,6 +10,7 @@
     |   |-- BudgetExceeded       a budget does not cover the question's cost; nothing was stored
     |   |-- Conflict             another write came first, or a request key was used for other content
     |   |-- NotConfigured        the call needs something that is switched off
+    |   |-- Unauthorized         a daemon does not accept the client's token
     |   |-- ReplyTooLarge        the answer exceeds the largest reply [exai.mcp.core.errors]
     |   `-- ErrorTooLarge        as ReplyTooLarge, for the description of an error [exai.mcp.core.errors]
     |-- DependencyError          Postgres, Redis, a provider or the blob store failed
@@ -20,6 +21,7 @@
     |   |   |-- OutcomeUnknown   the write may or may not have happened; repeat it with the same key
     |   |   |-- AnswerNotStored  a model's answer could not be stored; the error contains it
     |   |   `-- SchemaMismatch   the database is not at this release's revision
+    |   |-- DaemonUnavailable    no daemon answered a client
     |   |-- CacheError           stops inside exai.cache; a caller only ever sees a miss
     |   |   |-- CacheAway        no reply: CacheDown or CacheLost [exai.cache.redis.faults]
     |   |   `-- CacheRefused     an error reply [exai.cache.redis.faults]
@@ -60,6 +62,7 @@ from exai.errors.dependencies import (
     AnswerNotStored,
     BlobError,
     CacheError,
+    DaemonUnavailable,
     DatabaseBusy,
     DatabaseError,
     DatabaseUnavailable,
@@ -94,6 +97,7 @@ from exai.errors.requests import (
     NotConfigured,
     NotFound,
     RequestError,
+    Unauthorized,
 )
 
 __all__ = [
@@ -105,6 +109,7 @@ __all__ = [
     "CacheError",
     "ConfigError",
     "Conflict",
+    "DaemonUnavailable",
     "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
@@ -130,6 +135,7 @@ __all__ = [
     "ShuttingDown",
     "StartupError",
     "StorageFull",
+    "Unauthorized",
     "bounded",
     "shown",
 ]

@@ -86,6 +86,12 @@ class SchemaMismatch(DatabaseError):
     exit_status = 4
 
 
+class DaemonUnavailable(DependencyError):
+    """No daemon answered a client, or the answer was not one of a daemon; nothing was written."""
+
+    code = "daemon_unavailable"
+
+
 class CacheError(DependencyError):
     """Redis failed; never leaves `exai.cache`, where it becomes a miss and a counter."""
 

@@ -128,6 +128,15 @@ BUDGETS = {
 """By budget: its scope and its setting."""
 
 
+class Unauthorized(RequestError):
+    """The daemon does not accept the token of a client, or demands one."""
+
+    code = "unauthorized"
+
+    def __str__(self) -> str:
+        return "token: is missing, expired or not accepted by the daemon. Give a token that the daemon accepts"
+
+
 class NotConfigured(RequestError):
     """The call needs a part that is not configured; `cure` names the variables that enable it."""
 

@@ -50,7 +50,7 @@ class StoreAnswer(Protocol):
         """The reason of the last two."""
 
 
-Store = Callable[[bytes, str, str], Awaitable[StoreAnswer]]
+StoreEvents = Callable[[bytes, str, str], Awaitable[StoreAnswer]]
 """Stores a JSON array of metrics, given the id of the batch and its source."""
 
 
@@ -75,7 +75,7 @@ class Flusher:
     def __init__(
         self,
         events: EventRecorder,
-        store: Store,
+        store: StoreEvents,
         recorder: Recorder,
         *,
         source: str,
@@ -187,7 +187,7 @@ class Flusher:
 
 @asynccontextmanager
 async def open_history(
-    events: EventRecorder, store: Store, recorder: Recorder, *, source: str, has_room: Callable[[], bool]
+    events: EventRecorder, store: StoreEvents, recorder: Recorder, *, source: str, has_room: Callable[[], bool]
 ) -> AsyncIterator[Flusher]:
     """Record and flush events until the block ends, then flush the remaining ones within `LAST_FLUSH_S`."""
     flusher = Flusher(events, store, recorder, source=source, has_room=has_room)

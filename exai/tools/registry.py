@@ -23,6 +23,7 @@ from exai.tools.files import file_tools
 from exai.tools.prompts import prompt_feature
 from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
+from exai.tools.store import store_feature
 from exai.tools.tasks import TurnTasks
 from exai.tools.usage import usage_tool
 from exai.tools.workflow import workflow_tools
@@ -83,6 +84,7 @@ def build_features(app: App, tools: ToolRegistry) -> Sequence[Feature]:
         resource_feature(app.conversations, app.files, partial(describe, app.settings) if has_one_owner(app) else None),
         prompt_feature(app.conversations, tools),
         argument_completion(app.conversations, app.files, app.providers, tools),
+        store_feature(app),
     )
 
 

@@ -16,11 +16,17 @@ from tests.support.daemon import ROOT, Daemon, environment
 WRITTEN = [each for each in sorted((ROOT / "docs").glob("*.md")) if "Written by" not in each.read_text("utf-8")]
 
 
+def _program_of(page: str, number: int = 0) -> str:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[number]
+
+
 def _run_program_of(page: str, directory: Path, **variables: str) -> str:
-    program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
-    assert program is not None
+    return _run(_program_of(page), directory, **variables)
+
+
+def _run(program: str, directory: Path, **variables: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program[1]],
+        [sys.executable, "-c", program],
         env=environment({"PYTHONPATH": str(ROOT), **variables}),
         cwd=directory,
         capture_output=True,
@@ -35,6 +41,11 @@ def _run_program_of(page: str, directory: Path, **variables: str) -> str:
 def test_program_of_the_library_prints_what_its_page_states(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
     addresses = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
     assert _run_program_of("library.md", tmp_path, **addresses) == "refused: revision\n1 mention of Monday\n"
+
+
+def test_program_of_the_client_keeps_a_message_at_a_daemon(shared_daemon: Daemon, tmp_path: Path) -> None:
+    program = _program_of("library.md", 1).replace("127.0.0.1:8765", f"127.0.0.1:{shared_daemon.port}")
+    assert _run(program, tmp_path) == "Deploy on Friday?\n"
 
 
 def test_program_of_the_websocket_page_calls_a_tool(shared_daemon: Daemon, tmp_path: Path) -> None:

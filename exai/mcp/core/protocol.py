@@ -149,7 +149,8 @@ class Surface:
         self.schemes: frozenset[str] = frozenset()
         for feature in features:
             self.schemes |= feature.schemes
-            self.capabilities.update(feature.capabilities)
+            for kind, capability in feature.capabilities.items():
+                self.capabilities[kind] = {**self.capabilities.get(kind, {}), **capability}
             for method in feature.methods:
                 if method.name in self.methods:
                     raise ValueError(f"two features serve {method.name}")

@@ -1,0 +1,162 @@
+"""The interface of a store of conversations: `App` has it in the process, `exai.client` over a running daemon.
+
+The services of `exai.conversations` and `exai.files` describe each method, its round trips and its errors.
+
+Invariant: every method is one request to a daemon (`exai.store.wire` derives the requests from these signatures), so
+that parameters and results are values that JSON can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult
+from exai.conversations.turns.result import TurnOutcome
+from exai.db.conversations import ConversationPage
+from exai.db.files import FileList
+from exai.db.filters import ALL, ListFilter
+from exai.db.lifecycle import ConversationUpdate
+from exai.db.search import SearchPage, SearchQuery
+from exai.files.loading import FileContent
+from exai.models import (
+    PAGE_BYTES,
+    PAGE_MESSAGES,
+    Appended,
+    ContinuationId,
+    Conversation,
+    FileId,
+    OnDelta,
+    Owner,
+    Page,
+    StoredFile,
+)
+
+
+class Conversations(Protocol):
+    """Conversations and their messages; see `exai.conversations.store`."""
+
+    async def append(self, request: AppendRequest) -> Appended:
+        """Store messages as one block."""
+
+    async def read(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        limit: int = PAGE_MESSAGES,
+        before_seq: int | None = None,
+        offset: int = 0,
+        char_offset: int = 0,
+        budget_bytes: int = PAGE_BYTES,
+        whole: bool = False,
+    ) -> Page:
+        """Read a page of messages, oldest first."""
+
+    async def list(
+        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+    ) -> ConversationPage:
+        """List conversations in pages."""
+
+    async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
+        """Find messages by their words."""
+
+    async def fork(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        at_seq: int | None = None,
+        title: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Conversation:
+        """Make a conversation that begins as this one."""
+
+    async def change(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        change: ConversationUpdate,
+        *,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Conversation:
+        """Change title, metadata, tags or the time of deletion."""
+
+    async def delete(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Conversation:
+        """Mark a conversation as deleted."""
+
+    async def restore(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Conversation:
+        """Bring a deleted conversation back."""
+
+
+class Files(Protocol):
+    """Files and their links to conversations; see `exai.files.service`."""
+
+    async def put(self, owner: Owner, contents: Sequence[FileContent]) -> tuple[StoredFile, ...]:
+        """Store files; a content that is stored already is stored once."""
+
+    async def get(self, owner: Owner, file_id: FileId) -> StoredFile:
+        """Return a file without its bytes."""
+
+    async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
+        """Return a file and its bytes."""
+
+    async def list(
+        self,
+        owner: Owner,
+        *,
+        continuation_id: ContinuationId | None = None,
+        limit: int = PAGE_MESSAGES,
+        cursor: str | None = None,
+    ) -> FileList:
+        """List files in pages, newest first."""
+
+    async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
+        """Link files to a conversation, and return the number of new links."""
+
+    async def delete(self, owner: Owner, file_id: FileId) -> None:
+        """Delete a file and its links."""
+
+
+class Chats(Protocol):
+    """Turns of models; see `exai.conversations.chat`."""
+
+    async def run(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatResult:
+        """Ask a model, and store question and answer."""
+
+    async def result(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
+        """Return the state of a turn, and its result if it has ended."""
+
+    async def cancel(self, owner: Owner, turn_id: str) -> bool:
+        """Cancel a running turn."""
+
+
+class Store(Protocol):
+    """A store of conversations."""
+
+    @property
+    def conversations(self) -> Conversations:
+        """The conversations."""
+
+    @property
+    def files(self) -> Files:
+        """The files."""
+
+    @property
+    def chat(self) -> Chats:
+        """The models that can be asked."""

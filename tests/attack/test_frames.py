@@ -88,7 +88,7 @@ async def test_refused_calls_keep_nothing(target: Target) -> None:
     async with target.watched() as seen, raw_peer(target.port) as peer:
         await peer.upgrade(MALLORY_TOKEN)
         await peer.frame(orjson.dumps(handshake()))
-        await peer.received_frame()
+        await peer.received_message()
         padding = "x" * (7 * MB)
         kinds = [
             ("tools/call", tool_call("no_such_tool", text=padding)),
@@ -99,8 +99,5 @@ async def test_refused_calls_keep_nothing(target: Target) -> None:
         for number in range(40):
             method, params = kinds[number % len(kinds)]
             await peer.frame(orjson.dumps(modern(number, method, params)))
-            opcode = 9
-            while opcode == 9:
-                opcode, answer = await peer.received_frame()
-            assert "error" in orjson.loads(answer)
+            assert "error" in orjson.loads(await peer.received_message())
     seen.check()

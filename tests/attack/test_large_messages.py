@@ -28,8 +28,7 @@ class Caller:
     async def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         await self._peer.frame(orjson.dumps(message))
         while True:
-            _, data = await self._peer.received_frame()
-            found: dict[str, Any] = orjson.loads(data)
+            found: dict[str, Any] = orjson.loads(await self._peer.received_message())
             if found.get("id") == message["id"]:
                 return found
 

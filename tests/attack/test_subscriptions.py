@@ -15,8 +15,7 @@ from tests.support.raw_peer import RawPeer, raw_peer
 async def asks(peer: RawPeer, message: dict[str, Any]) -> dict[str, Any]:
     await peer.frame(orjson.dumps(message))
     while True:
-        _, data = await peer.received_frame()
-        found: dict[str, Any] = orjson.loads(data)
+        found: dict[str, Any] = orjson.loads(await peer.received_message())
         if found.get("id") == message["id"] or "acknowledged" in found.get("method", ""):
             return found
 

@@ -71,6 +71,13 @@ class RawPeer:
                 (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
             return first & 0x0F, await self.reader.readexactly(size)
 
+    async def received_message(self) -> bytes:
+        """The next message; the server's pings, which come while the machine is slow, are skipped."""
+        while True:
+            opcode, payload = await self.received_frame()
+            if opcode == 1:
+                return payload
+
     async def close_code(self) -> int:
         """The code of the close frame, whatever comes before it."""
         while True:

@@ -249,6 +249,8 @@ create table public.conversations (
     edited_revision bigint not null default 0,
     reply_seq bigint,
     reply_kind text,
+    former_name text,
+    cut_from uuid[],
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamp with time zone,
     expires_at timestamp with time zone,
@@ -267,6 +269,8 @@ CREATE INDEX conversations_changed_idx ON public.conversations USING btree (chan
 CREATE INDEX conversations_deleted_idx ON public.conversations USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
 
 CREATE INDEX conversations_expires_idx ON public.conversations USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+
+CREATE INDEX conversations_former_idx ON public.conversations USING btree (owner, former_name) WHERE (former_name IS NOT NULL);
 
 CREATE INDEX conversations_parent_idx ON public.conversations USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
@@ -317,6 +321,7 @@ create table public.messages (
     role text not null,
     kind text not null default 'message'::text,
     content text not null,
+    message_key text,
     metadata jsonb not null default '{}'::jsonb,
     created_at timestamp with time zone not null default now(),
     constraint messages_pkey PRIMARY KEY (conversation_id, seq),
@@ -327,6 +332,8 @@ create table public.messages (
 alter table public.messages enable row level security;
 
 CREATE INDEX messages_created_idx ON public.messages USING btree (conversation_id, created_at DESC);
+
+CREATE UNIQUE INDEX messages_key_idx ON public.messages USING btree (message_key, conversation_id) WHERE (message_key IS NOT NULL);
 
 CREATE INDEX messages_system_idx ON public.messages USING btree (conversation_id, seq DESC) WHERE (role = 'system'::text);
 
@@ -641,7 +648,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.append_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint)
+CREATE OR REPLACE FUNCTION exai.append_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, p_keys text[], p_times text[], p_header jsonb)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -655,7 +662,8 @@ declare
   t public.turns;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'finished',
-                          0, null, null, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
+                          0, null, null, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected,
+                          p_keys, p_times, p_header);
   if s.o_conversation_id is not null then
     select c.* into v from public.conversations c where c.id = s.o_conversation_id;
   end if;
@@ -664,19 +672,20 @@ begin
     return query select 'head', null::bigint, null, null, null::timestamptz, null, null, pg_catalog.json_build_object(
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
-      'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
+      'base_revision', t.revision - case when t.first_seq is null then 0 else 1 end, 'revision', t.revision,
+      'seqs', t.metadata -> 'seqs'::text, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
       'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
-       where m.conversation_id = t.conversation_id and m.seq between t.first_seq and t.last_seq
+       where m.conversation_id = t.conversation_id and m.seq between t.first_seq and t.last_seq and m.turn_id = t.id
        order by m.seq;
     return;
   end if;
   return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
-    'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
+    'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail, 'seqs', s.o_seqs, 'made', s.o_made,
     'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
@@ -710,9 +719,14 @@ declare
   v_found integer;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
-                          p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
+                          p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected,
+                          null, null, null);
   v_status := case s.o_status when 'new' then 'started' when 'deleted' then 'not_found' else s.o_status end;
-  if s.o_status = 'old' then
+  if s.o_detail = 'cut' and s.o_status = 'old' then
+    -- The question was cut off by a rewind, so it is not asked again; an answer that it had is given again.
+    select x.* into t from public.turns x where x.id = s.o_turn_id;
+    v_status := case t.state when 'finished' then 'finished' else 'cut' end;
+  elsif s.o_status = 'old' then
     -- Conversations are always locked before turns; a new one was not locked by the claim.
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
@@ -841,6 +855,7 @@ begin
       select 'reply', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
         from public.messages x
        where x.conversation_id = t.conversation_id and x.seq between t.reply_first_seq and t.reply_last_seq
+         and x.turn_id = t.id
        order by x.seq;
   end if;
 
@@ -987,6 +1002,50 @@ begin
   return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.claim_name_v1(p_owner text, p_name text, p_new_id uuid, p_header jsonb)
+ RETURNS public.conversations
+ LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+AS $function$
+declare
+  c_lock constant bigint := 1702388074;
+  c_kept_chars constant integer := 460;
+  v public.conversations;
+  v_base bigint := 0;
+  v_now timestamptz;
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_name and c.deleted_at is null
+     for no key update;
+  if found then
+    return v;
+  end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_owner || E'\n' || p_name, c_lock));
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_name
+     for no key update;
+  if found and v.deleted_at is null then
+    return v;
+  end if;
+  v_now := pg_catalog.clock_timestamp();
+  if found then
+    update public.conversations c
+       set continuation_id = pg_catalog.left(p_name, c_kept_chars) || '~' || v.id, former_name = p_name,
+           revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
+     where c.id = v.id;
+    v_base := v.revision + 1;
+  end if;
+  insert into public.conversations as c (id, owner, continuation_id, title, metadata, tags, revision, edited_revision,
+                                         created_at, updated_at)
+  values (p_new_id, p_owner, p_name, p_header ->> 'title'::text, coalesce(p_header -> 'metadata'::text, '{}'),
+          array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))), v_base, v_base,
+          coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now), v_now)
+  returning c.* into v;
+  return v;
 end
 $function$
 ;
@@ -1168,6 +1227,63 @@ begin
     new.metadata := new.metadata || jsonb_build_object('adopted', v_original);
   end if;
   return new;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.find_messages_v1(p_owner text, p_name text, p_keys text[], p_limit integer, p_budget bigint)
+ RETURNS TABLE(place integer, head text, line bytea)
+ LANGUAGE plpgsql
+ STABLE ROWS 50
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET "TimeZone" TO 'UTC'
+ SET enable_seqscan TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  v public.conversations;
+begin
+  if p_name is null then
+    return query
+    select f.place, exai.header_v1(f.c)::text, case when f.bytes <= p_budget then convert_to(f.line, 'UTF8') end
+      from (select k.ord::integer as place, x.c, x.line, sum(octet_length(x.line)) over (order by k.ord, x.number) as bytes
+              from unnest(p_keys) with ordinality k(key, ord)
+             cross join lateral (
+               select c, exai.message_line_v1(m) as line, row_number() over (order by c.updated_at desc, c.id) as number
+                 from public.messages m
+                 join public.conversations c on c.id = m.conversation_id
+                where m.message_key = k.key and c.owner = p_owner and c.deleted_at is null) x
+             order by k.ord, x.number
+             limit p_limit) f
+     order by f.place, f.bytes;
+    return;
+  end if;
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_name and c.deleted_at is null;
+  if not found then
+    return;
+  end if;
+  return query select 0, exai.header_v1(v)::text, null::bytea;
+  return query
+  with recursive chain(id, parent_id, parent_seq, last_seq, depth) as (
+    select v.id, v.parent_id, v.parent_seq, v.next_seq - 1, 0
+    union all
+    select c.id, c.parent_id, c.parent_seq, least(l.parent_seq, l.last_seq), l.depth + 1
+      from chain l
+      join public.conversations c on c.id = l.parent_id
+     where l.depth < c_max_depth)
+  select f.place, null::text, case when f.bytes <= p_budget then convert_to(f.line, 'UTF8') end
+    from (select k.ord::integer as place, x.line, sum(octet_length(x.line)) over (order by k.ord) as bytes
+            from unnest(p_keys) with ordinality k(key, ord)
+           cross join lateral (
+             select exai.message_line_v1(m) as line
+               from chain l
+               join public.messages m on m.conversation_id = l.id and m.message_key = k.key
+              where m.seq <= l.last_seq
+              order by l.depth
+              limit 1) x) f
+   order by f.place;
 end
 $function$
 ;
@@ -1545,7 +1661,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text)
+CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text, p_name text)
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1561,6 +1677,7 @@ declare
   t public.turns;
   v_at bigint;
   v_depth integer := 0;
+  v_base bigint := 0;
   v_status text := 'forked';
 begin
   select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
@@ -1590,12 +1707,19 @@ begin
         v_status := 'too_deep';
       end if;
     end if;
+    if v_status = 'forked' and p_name is not null then
+      n := exai.claim_name_v1(p_owner, p_name, p_new_id, '{}');
+      v_base := n.revision;
+      if n.id <> p_new_id then
+        v_status := case when n.parent_id = w.id and n.parent_seq = v_at then 'known' else 'exists' end;
+      end if;
+    end if;
     if v_status = 'forked' then
       with k as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, revision, finished_at)
         values (p_turn_id, p_new_id, p_owner, p_key, p_hash, 'conversation_fork', 'finished', p_turn_id,
-                pg_catalog.clock_timestamp(), 1, pg_catalog.clock_timestamp())
+                pg_catalog.clock_timestamp(), v_base + 1, pg_catalog.clock_timestamp())
         on conflict do nothing
         returning 1),
       c as (
@@ -1604,12 +1728,25 @@ begin
         select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, v.expires_at, w.id, v_at,
                v_at + 1, 1
           from k
+         where p_name is null
+        returning 1),
+      named as (
+        update public.conversations c
+           set title = coalesce(p_title, v.title), metadata = v.metadata, tags = v.tags, expires_at = v.expires_at,
+               parent_id = w.id, parent_seq = v_at, next_seq = v_at + 1, revision = v_base + 1,
+               edited_revision = v_base + 1, changed_xid = pg_catalog.pg_current_xact_id()
+          from k
+         where c.id = p_new_id and p_name is not null
         returning 1)
       insert into public.conversation_files (conversation_id, file_id, source)
-      select p_new_id, f.file_id, f.source from c cross join public.conversation_files f
+      select p_new_id, f.file_id, f.source
+        from (select from c union all select from named) g cross join public.conversation_files f
        where f.conversation_id = v.id order by f.file_id;
       -- Finds this request's fork, or that of a concurrent request with the same key.
       select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+      if p_name is not null and t.id <> p_turn_id then
+        raise exception 'the request key was used for another conversation meanwhile' using errcode = '40001';
+      end if;
     end if;
   end if;
   if t.id is not null then
@@ -1619,9 +1756,11 @@ begin
       when t.request_hash <> p_hash then 'conflict_key'
       when n.deleted_at is not null then 'not_found'
       else 'duplicate' end;
+  elsif v_status = 'known' then
+    v_status := 'duplicate';
   end if;
   return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'last_seq', v.next_seq - 1, 'server_epoch', exai.server_epoch_v1(),
+    'status', v_status, 'last_seq', v.next_seq - 1, 'base_revision', v_base, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end
 $function$
@@ -1791,14 +1930,15 @@ CREATE OR REPLACE FUNCTION exai.header_v1(v public.conversations)
 AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
-  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
+  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'former_name', v.former_name,
+  'cut_from', v.cut_from, 'last_seq', v.next_seq - 1,
   'revision', v.revision,
   'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
   'created_at', v.created_at, 'updated_at', v.updated_at)
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[])
+CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[], p_keys text[])
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1821,6 +1961,7 @@ declare
   v_stored bigint := 0;
   v_base bigint;
   v_restored boolean := false;
+  v_known bigint[];
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
@@ -1876,11 +2017,16 @@ begin
     values (p_turn_id, v.id, p_owner, p_key, p_hash, 'import', 'finished', p_turn_id, v_now,
             case when v_stored > 0 then p_first_seq + v_here end, case when v_stored > 0 then p_first_seq + v_count - 1 end,
             v.revision + 1, v_now);
-    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+    if p_keys is not null then
+      v_known := exai.known_keys_v1(v.id, p_keys);
+    end if;
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
     select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
+           case when u.known is null
+                 and pg_catalog.row_number() over (partition by u.key order by u.ord) = 1 then u.key end,
            coalesce(u.at::timestamptz, v_now)
-      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times)
-           with ordinality u(role, kind, content, metadata, at, ord)
+      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times, p_keys, v_known)
+           with ordinality u(role, kind, content, metadata, at, key, known, ord)
      where u.ord > v_here;
   end if;
   if v_restored or (v_status = 'stored' and t.id is null) then
@@ -2016,6 +2162,31 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.known_keys_v1(p_conversation_id uuid, p_keys text[])
+ RETURNS bigint[]
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+with recursive line(id, parent_id, parent_seq, last_seq, depth) as (
+  select c.id, c.parent_id, c.parent_seq, 9223372036854775807, 1
+    from public.conversations c
+   where c.id = p_conversation_id
+  union all
+  select c.id, c.parent_id, c.parent_seq, least(l.parent_seq, l.last_seq), l.depth + 1
+    from line l
+    join public.conversations c on c.id = l.parent_id
+   where l.depth <= 64)
+select array_agg(
+         (select m.seq
+            from line l
+            join public.messages m on m.conversation_id = l.id and m.message_key = k.key
+           where m.seq <= l.last_seq
+           order by l.depth
+           limit 1) order by k.ord)
+  from unnest(p_keys) with ordinality k(key, ord)
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.lexemes_v1(p_text text)
  RETURNS text
  LANGUAGE plpgsql
@@ -2075,7 +2246,8 @@ CREATE OR REPLACE FUNCTION exai.live_header_v1(v public.conversations)
 AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
-  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
+  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'former_name', v.former_name,
+  'cut_from', v.cut_from, 'last_seq', v.next_seq - 1,
   'revision', v.revision,
   'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
   'created_at', v.created_at, 'updated_at', v.updated_at,
@@ -2094,7 +2266,8 @@ select pg_catalog.json_build_array(
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
   m.kind, m.turn_id,
   case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
-       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
+       else pg_catalog.jsonb_build_object('value', m.metadata) end,
+  m.message_key)::text
 $function$
 ;
 
@@ -2411,7 +2584,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.read_forward_v1(p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
- RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
+ RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text, key text)
  LANGUAGE plpgsql
  STABLE ROWS 100
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2436,7 +2609,7 @@ begin
     return;
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text, null;
   -- From the root down: each conversation and the last number that it holds.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop
@@ -2450,7 +2623,7 @@ begin
     loop
       v_found := 0;
       for m in
-        select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata
+        select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata, x.message_key
           from public.messages x
          where x.conversation_id = v_ids[v_at] and x.seq > v_after and x.seq <= v_ends[v_at]
          order by x.seq
@@ -2461,7 +2634,7 @@ begin
           return;
         end if;
         part := 'message'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at;
-        kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
+        kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}'); key := m.message_key;
         return next;
         v_after := m.seq;
         v_left := v_left - 1;
@@ -2514,7 +2687,8 @@ begin
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
   m.kind, m.turn_id,
   case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
-       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text end as line
+       else pg_catalog.jsonb_build_object('value', m.metadata) end,
+  m.message_key)::text end as line
                         from public.messages m
                        where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
                        order by m.seq) x) p
@@ -3458,19 +3632,24 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.store_turn_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_state text, p_lease_s double precision, p_provider text, p_model text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, OUT o_status text, OUT o_conversation_id uuid, OUT o_turn_id uuid, OUT o_base bigint, OUT o_revision bigint, OUT o_first bigint, OUT o_last bigint, OUT o_now timestamp with time zone, OUT o_detail text)
+CREATE OR REPLACE FUNCTION exai.store_turn_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_state text, p_lease_s double precision, p_provider text, p_model text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, p_keys text[], p_times text[], p_header jsonb, OUT o_status text, OUT o_conversation_id uuid, OUT o_turn_id uuid, OUT o_base bigint, OUT o_revision bigint, OUT o_first bigint, OUT o_last bigint, OUT o_now timestamp with time zone, OUT o_detail text, OUT o_made boolean, OUT o_seqs bigint[])
  RETURNS record
  LANGUAGE plpgsql
  SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
 AS $function$
 declare
-  v_count constant bigint := pg_catalog.cardinality(p_roles);
+  v_count bigint := pg_catalog.cardinality(p_roles);
   v_next bigint;
   v_deleted timestamptz;
   v_claimed boolean := false;
   v_hash text;
   v_owned uuid;
+  v_known bigint[];
+  v_grows boolean := true;
+  v_cut boolean;
+  n public.conversations;
 begin
+  o_made := false;
   -- The files of a repeated request may have been deleted since.
   if pg_catalog.cardinality(p_files) > 0
      and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
@@ -3497,68 +3676,111 @@ begin
       on conflict do nothing
       returning 1),
     c as (
-      insert into public.conversations (id, owner, continuation_id, title, next_seq, revision, created_at, updated_at)
-      select p_new_id, p_owner, p_new_id::text, p_title, 1 + v_count, 1, o_now, o_now from t
+      insert into public.conversations (id, owner, continuation_id, title, metadata, tags, next_seq, revision,
+                                        created_at, updated_at)
+      select p_new_id, p_owner, p_new_id::text, p_title, coalesce(p_header -> 'metadata'::text, '{}'),
+             array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
+             1 + v_count, 1, coalesce((p_header ->> 'created_at'::text)::timestamptz, o_now),
+             least((p_header ->> 'updated_at'::text)::timestamptz, o_now)
+        from t
       returning 1),
     m as (
-      insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-      select p_new_id, u.ord, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), o_now
-        from c cross join unnest(p_roles, p_kinds, p_contents, p_metadata)
-             with ordinality u(role, kind, content, metadata, ord)),
+      insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
+      select p_new_id, u.ord, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), u.key,
+             coalesce(u.at::timestamptz, o_now)
+        from c cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times)
+             with ordinality u(role, kind, content, metadata, key, at, ord)),
     f as (
       insert into public.conversation_files (conversation_id, file_id)
       select p_new_id, w.id::uuid from c cross join pg_catalog.unnest(p_files) w(id) order by 2
       on conflict do nothing)
     select exists (select from t) into v_claimed;
+    o_made := v_claimed;
   else
     select c.id, c.next_seq, c.revision, c.deleted_at
       into o_conversation_id, v_next, o_base, v_deleted
       from public.conversations c
      where c.owner = p_owner and c.continuation_id = p_continuation_id
        for no key update;
-    if not found then
-      o_status := 'not_found';
-      return;
+    if not found or v_deleted is not null then
+      o_status := case when found then 'deleted' else 'not_found' end;
+      if p_header -> 'create'::text is distinct from 'true' then
+        return;
+      end if;
+      select t.conversation_id into v_owned from public.turns t where t.owner = p_owner and t.request_key = p_key;
+      if found then
+        -- The conversation that this request changed is gone; it does not make another one.
+        o_status := case when v_owned = o_conversation_id
+                           or exists (select from public.conversations c where c.id = v_owned and c.former_name = p_continuation_id)
+                         then 'deleted' else 'conflict_key' end;
+        return;
+      end if;
+      if p_expected > 0 then
+        o_status := 'conflict_revision';
+        o_revision := 0;
+        return;
+      end if;
+      n := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id,
+                              p_header || pg_catalog.jsonb_build_object('title', p_title));
+      o_status := null;
+      o_conversation_id := n.id;
+      o_base := n.revision;
+      v_next := n.next_seq;
+      o_made := n.id = p_new_id;
     end if;
-    if v_deleted is not null then
-      o_status := 'deleted';
-      return;
-    end if;
-    if p_expected is null or p_expected = o_base then
+    if p_expected is null or p_expected = (case when o_made then 0 else o_base end) then
       o_now := pg_catalog.clock_timestamp();
+      if pg_catalog.cardinality(p_keys) > 0 and not o_made then
+        v_known := exai.known_keys_v1(o_conversation_id, p_keys);
+        select pg_catalog.count(*) filter (where k.seq is null),
+               pg_catalog.array_agg(coalesce(k.seq, v_next - 1 + k.place) order by k.ord)
+          into v_count, o_seqs
+          from (select u.seq, u.ord,
+                       pg_catalog.count(*) filter (where u.seq is null) over (order by u.ord) as place
+                  from pg_catalog.unnest(v_known) with ordinality u(seq, ord)) k;
+      end if;
+      v_grows := v_count > 0 or p_keys is null or o_made;
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
-                                  lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
+                                  lease_until, provider, model, metadata, first_seq, last_seq, revision, started_at,
+                                  finished_at)
         values (p_turn_id, o_conversation_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
                 o_now + pg_catalog.make_interval(secs => p_lease_s), p_provider, p_model,
+                case when o_seqs is null then '{}' else pg_catalog.jsonb_build_object('seqs', o_seqs) end,
                 case when v_count > 0 then v_next end, case when v_count > 0 then v_next + v_count - 1 end,
-                o_base + 1, o_now, case when p_state = 'finished' then o_now end)
+                o_base + v_grows::integer, o_now, case when p_state = 'finished' then o_now end)
         on conflict do nothing
         returning 1),
       c as (
         update public.conversations c
            set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
-               updated_at = o_now
+               updated_at = case when p_header ->> 'updated_at'::text is null then o_now
+                                 else greatest(case when not o_made then c.updated_at end,
+                                               least((p_header ->> 'updated_at'::text)::timestamptz, o_now)) end
           from t
-         where c.id = o_conversation_id),
+         where c.id = o_conversation_id and v_grows),
       m as (
-        insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-        select o_conversation_id, v_next + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
-               coalesce(u.metadata::jsonb, '{}'), o_now
-          from t cross join unnest(p_roles, p_kinds, p_contents, p_metadata)
-               with ordinality u(role, kind, content, metadata, ord)),
+        insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
+        select o_conversation_id, coalesce(u.seq, v_next + u.ord - 1), p_turn_id, u.role, u.kind, u.content,
+               coalesce(u.metadata::jsonb, '{}'), u.key, coalesce(u.at::timestamptz, o_now)
+          from t cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times, v_known, o_seqs)
+               with ordinality u(role, kind, content, metadata, key, at, known, seq, ord)
+         where u.known is null),
       f as (
         insert into public.conversation_files (conversation_id, file_id)
         select o_conversation_id, w.id::uuid from t cross join pg_catalog.unnest(p_files) w(id) order by 2
         on conflict do nothing)
       select exists (select from t) into v_claimed;
+      if o_made and not v_claimed then
+        raise exception 'the request key was used for another conversation meanwhile' using errcode = '40001';
+      end if;
     end if;
   end if;
 
   if v_claimed then
     o_status := 'new';
     o_turn_id := p_turn_id;
-    o_revision := o_base + 1;
+    o_revision := o_base + v_grows::integer;
     if v_count > 0 then
       o_first := v_next;
       o_last := v_next + v_count - 1;
@@ -3571,8 +3793,12 @@ begin
   if not found then
     o_status := 'conflict_revision';
     o_revision := o_base;
-  elsif v_hash <> p_hash or (p_continuation_id is not null and v_owned <> o_conversation_id) then
+  elsif v_hash <> p_hash then
     o_status := 'conflict_key';
+  elsif p_continuation_id is not null and v_owned <> o_conversation_id then
+    select c.cut_from is not null into v_cut from public.conversations c where c.id = v_owned and c.former_name = p_continuation_id;
+    o_status := case when v_cut is null then 'conflict_key' when v_cut then 'old' else 'deleted' end;
+    o_detail := case when v_cut then 'cut' end;
   else
     o_status := 'old';
     o_conversation_id := v_owned;

@@ -12,6 +12,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple, NewType, Protocol
 
+from exai.items import item_in
+
 Owner = NewType("Owner", str)
 ConversationId = NewType("ConversationId", str)
 ContinuationId = NewType("ContinuationId", str)
@@ -62,16 +64,29 @@ class Message(NamedTuple):
     kind: str = "message"
     turn_id: str | None = None
     metadata: Mapping[str, Any] = {}
+    key: str | None = None
+
+    @property
+    def item(self) -> str | None:
+        """The caller's JSON text as it was given; None without one, or if it is large and was not put back."""
+        return item_in(self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A message before it is stored."""
+    """A message before it is stored.
+
+    A `key` that its conversation has already is not stored again. `created_at` None is the time of the statement; order
+    is that of storing. `item` is a JSON text of the caller (`exai.items`), returned to the last character.
+    """
 
     role: Role
     content: str
     kind: str = "message"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    created_at: datetime | None = None
+    item: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,12 @@ class Conversation:
 
     pending: tuple[PendingTurn, ...] = ()
     """The running turns, oldest first, when this was read."""
+
+    former_name: str | None = None
+    """Its name before another conversation took that, or of the conversation from which it was cut."""
+
+    cut_from: tuple[ConversationId, ...] = ()
+    """Ids of the conversations from which a rewind cut its messages."""
 
 
 class ConversationKey(NamedTuple):
@@ -164,21 +185,6 @@ class Page:
     source: Source
     stale_s: float | None = None
     part: ContentPart | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """The result of an append; `duplicate` is true if the request key had been served before.
-
-    `step` is its number among the appends and turns of its tool in the conversation, if it was asked for.
-    """
-
-    continuation_id: ContinuationId
-    first_seq: int
-    last_seq: int
-    revision: int
-    duplicate: bool
-    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,19 +374,6 @@ class Finding:
     state: FindingState
     detail: str
     cure: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The report of a daemon to its starter: its address and the location of its data, without passwords."""
-
-    host: str
-    port: int
-    database: str
-    cache: str
-    files: str
-    providers: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 class Recorder(Protocol):

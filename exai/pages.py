@@ -31,7 +31,7 @@ class Undecodable(Exception):
 
 def encode_page(messages: Iterable[Message]) -> bytes:
     """Return messages in the given order, each as an array of its fields. Raises Unencodable."""
-    return JOINT.join([encode_json((*message[:6], dict(message.metadata))) for message in messages])
+    return JOINT.join([encode_json((*message[:6], dict(message.metadata), message.key)) for message in messages])
 
 
 def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
@@ -41,12 +41,13 @@ def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
         rows: list[list[Any]] = orjson.loads(b"[%b%b%b]" % (page, joint, tail))
         parse = datetime.fromisoformat
         for row in rows:
-            seq, role, content, at, kind, turn_id, metadata = row
+            seq, role, content, at, kind, turn_id, metadata, key = row
             # Other programs can write to Redis: a foreign value must raise Undecodable here, which is a cache miss.
             if not (
                 type(seq) is int
                 and type(role) is type(content) is type(kind) is str
                 and (turn_id is None or type(turn_id) is str)
+                and (key is None or type(key) is str)
                 and type(metadata) is dict
             ):
                 raise Undecodable("page")

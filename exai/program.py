@@ -1,4 +1,4 @@
-"""The command by which this process was started, for errors and messages that advise another command.
+"""The command by which this process was started, for errors and messages that advise another command, and its report.
 
 A user of a checkout may have no `exai` on the PATH. This module imports nothing heavy, because `exai connect` must
 start fast.
@@ -10,8 +10,21 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 NAME = "exai"
+
+
+class Started(NamedTuple):
+    """The report of a daemon to its starter: its address and the location of its data, without passwords."""
+
+    host: str
+    port: int
+    database: str
+    cache: str
+    files: str
+    providers: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def program() -> str:

@@ -21,11 +21,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import orjson
 
 from exai.errors import InvalidArgument, shown
+from exai.items import UNSTORABLE
 from exai.models import MAX_OWNER_CHARS, FileId, NewMessage, Owner, Role
 from exai.settings.load import LimitSettings
 
 MAX_KEY_CHARS: Final = 200
 MAX_TITLE_CHARS: Final = 500
+MAX_MESSAGE_KEY_CHARS: Final = 500
+MAX_KEYS: Final = 500
+"""Maximum number of keys by which messages are found at once."""
+
 MAX_CONTINUATION_CHARS: Final = 500
 MAX_KIND_CHARS: Final = 100
 """Also of the name of a tool."""
@@ -252,24 +257,41 @@ def check_tags(tags: Sequence[str], field: str = "tags") -> None:
 
 
 def check_message(field: str, message: object, limits: LimitSettings, separator: str = ".") -> int:
-    """Check one message to store, and return the size of its content in bytes. Its fields are named after `field`."""
+    """Check one message to store, and return its size in bytes. Its fields are named after `field`."""
     if not isinstance(message, NewMessage):
         raise InvalidArgument(field, f"is {_kind(message)}, not a message", "Give a NewMessage")
     check_choice(f"{field}{separator}role", message.role, ROLES)
     check_name(f"{field}{separator}kind", message.kind, MAX_KIND_CHARS)
     check_json(f"{field}{separator}metadata", message.metadata, limits.metadata_bytes)
-    return check_text(f"{field}{separator}content", message.content, limits.message_bytes)
+    check_optional_name(f"{field}{separator}key", message.key, MAX_MESSAGE_KEY_CHARS)
+    check_time(f"{field}{separator}created_at", message.created_at)
+    size_bytes = check_text(f"{field}{separator}content", message.content, limits.message_bytes)
+    return size_bytes if message.item is None else size_bytes + check_item(f"{field}{separator}item", message.item)
 
 
-def check_messages(messages: Sequence[NewMessage], limits: LimitSettings) -> None:
+def check_item(field: str, item: object) -> int:
+    """Check the text of an item without what was taken out of it, and return its size in bytes."""
+    if isinstance(item, str) and UNSTORABLE.search(item):
+        raise InvalidArgument(field, "holds a NUL character or a lone surrogate", "Write it with exai.items.dump_item")
+    return check_text(field, item, MAX_NUMBER)
+
+
+def check_messages(messages: Sequence[NewMessage], limits: LimitSettings, least: int = 1) -> None:
     """Check a whole append: the number of messages, each message, and their total size."""
     check_list("messages", messages, limits.append_messages, "Send it as several appends")
-    if not messages:
+    if len(messages) < least:
         raise InvalidArgument("messages", "is empty", "Send at least one message")
     total_bytes = sum(check_message(f"messages[{place}]", message, limits) for place, message in enumerate(messages))
     if total_bytes > limits.append_bytes:
         problem = f"are {total_bytes:,} bytes together; the limit is {limits.append_bytes:,}"
         raise InvalidArgument("messages", problem, "Send them as several appends")
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Check the keys of messages."""
+    check_list("keys", keys, MAX_KEYS, "Ask for fewer at once")
+    for place, key in enumerate(keys):
+        check_name(f"keys[{place}]", key, MAX_MESSAGE_KEY_CHARS)
 
 
 def check_file_ids(file_ids: Sequence[FileId], limits: LimitSettings, field: str = "files") -> None:

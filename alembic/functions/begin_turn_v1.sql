@@ -39,9 +39,14 @@ declare
   v_found integer;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
-                          p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
+                          p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected,
+                          null, null, null);
   v_status := case s.o_status when 'new' then 'started' when 'deleted' then 'not_found' else s.o_status end;
-  if s.o_status = 'old' then
+  if s.o_detail = 'cut' and s.o_status = 'old' then
+    -- The question was cut off by a rewind, so it is not asked again; an answer that it had is given again.
+    select x.* into t from public.turns x where x.id = s.o_turn_id;
+    v_status := case t.state when 'finished' then 'finished' else 'cut' end;
+  elsif s.o_status = 'old' then
     -- Conversations are always locked before turns; a new one was not locked by the claim.
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
@@ -170,6 +175,7 @@ begin
       select 'reply', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
         from public.messages x
        where x.conversation_id = t.conversation_id and x.seq between t.reply_first_seq and t.reply_last_seq
+         and x.turn_id = t.id
        order by x.seq;
   end if;
 

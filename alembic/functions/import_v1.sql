@@ -4,11 +4,13 @@
 --
 -- The first batch (p_first_seq 1) creates the conversation from p_header, or restores the same conversation if it was
 -- deleted. Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
--- them. p_digests: of each message from which content was taken out, the SHA-256 of the whole, which may be stored. An updated_at in the future is kept in the metadata, because the time of a change is the database's.
+-- them. A key that another message of the conversation has is not stored. p_digests: of each message from which content
+-- was taken out, the SHA-256 of the whole, which may be stored. An updated_at in the future is kept in the metadata,
+-- because the time of a change is the database's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[],
-  p_digests text[])
+  p_digests text[], p_keys text[])
 returns table (part text, data text)
 language plpgsql rows 1
 set search_path = "$user", public, extensions, pg_temp
@@ -30,6 +32,7 @@ declare
   v_stored bigint := 0;
   v_base bigint;
   v_restored boolean := false;
+  v_known bigint[];
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
@@ -85,11 +88,16 @@ begin
     values (p_turn_id, v.id, p_owner, p_key, p_hash, 'import', 'finished', p_turn_id, v_now,
             case when v_stored > 0 then p_first_seq + v_here end, case when v_stored > 0 then p_first_seq + v_count - 1 end,
             v.revision + 1, v_now);
-    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+    if p_keys is not null then
+      v_known := exai.known_keys_v1(v.id, p_keys);
+    end if;
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
     select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
+           case when u.known is null
+                 and pg_catalog.row_number() over (partition by u.key order by u.ord) = 1 then u.key end,
            coalesce(u.at::timestamptz, v_now)
-      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times)
-           with ordinality u(role, kind, content, metadata, at, ord)
+      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times, p_keys, v_known)
+           with ordinality u(role, kind, content, metadata, at, key, known, ord)
      where u.ord > v_here;
   end if;
   if v_restored or (v_status = 'stored' and t.id is null) then

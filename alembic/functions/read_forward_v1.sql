@@ -3,7 +3,7 @@
 -- hold them.
 create or replace function exai.read_forward_v1(
   p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
-returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
+returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text, key text)
 language plpgsql stable rows 100
 set search_path = pg_catalog, pg_temp
 as $$
@@ -27,7 +27,7 @@ begin
     return;
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text, null;
   -- From the root down: each conversation and the last number that it holds.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop
@@ -41,7 +41,7 @@ begin
     loop
       v_found := 0;
       for m in
-        select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata
+        select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata, x.message_key
           from public.messages x
          where x.conversation_id = v_ids[v_at] and x.seq > v_after and x.seq <= v_ends[v_at]
          order by x.seq
@@ -52,7 +52,7 @@ begin
           return;
         end if;
         part := 'message'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at;
-        kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
+        kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}'); key := m.message_key;
         return next;
         v_after := m.seq;
         v_left := v_left - 1;

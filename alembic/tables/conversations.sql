@@ -12,6 +12,8 @@ create table public.conversations (
     edited_revision bigint not null default 0,
     reply_seq bigint,
     reply_kind text,
+    former_name text,
+    cut_from uuid[],
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamptz,
     expires_at timestamptz,

@@ -5,6 +5,7 @@ create table public.messages (
     role text not null,
     kind text not null default 'message',
     content text not null,
+    message_key text,
     metadata jsonb not null default '{}',
     created_at timestamptz not null default now(),
     constraint messages_pkey primary key (conversation_id, seq),

@@ -65,7 +65,8 @@ TEXT_FUNCTIONS = (
 
 FUNCTIONS = (
     "server_epoch_v1", "pending_turns_v1", "header_v1", "live_header_v1", "turn_v1", "message_line_v1",
-    "read_page_v1", "read_forward_v1",
+    "read_page_v1", "read_forward_v1", "find_messages_v1",
+    "claim_name_v1", "known_keys_v1",
     "store_turn_v1", "append_v1", "append_batch_v1", "budgets_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",
     "count_steps_v1",
     "fork_v1", "change_conversation_v1", "import_v1",
@@ -332,7 +333,7 @@ def downgrade() -> None:
         if name not in DERIVED and bind.exec_driver_sql(f"select 1 from {name} limit 1").fetchall():
             raise CommandError(f"{name} holds rows, which would be lost; remove them first")
     # Functions that take a row of a table depend on it, and triggers on their functions.
-    rows = ("header_v1", "live_header_v1", "turn_v1", "message_line_v1")
+    rows = ("header_v1", "live_header_v1", "turn_v1", "message_line_v1", "claim_name_v1")
     in_one_trip(
         [
             f"drop function {CLEANUP}(interval, integer)",

@@ -15,6 +15,7 @@ INDEXES = {
     "conversations_changed_idx": "public.conversations (changed_xid)",
     "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
     "conversations_deleted_idx": "public.conversations (deleted_at) where deleted_at is not null",
+    "conversations_former_idx": "public.conversations (owner, former_name) where former_name is not null",
     "conversations_expires_idx": "public.conversations (expires_at) where expires_at is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
@@ -33,7 +34,11 @@ INDEXES = {
     # `exai.index_messages_v1` empties the list of pending entries as soon as it has filled it; an insert is not to.
     "message_words_words_idx": "exai.message_words using gin (words) with (gin_pending_list_limit = 16384)",
 }
-UNIQUE = {"contents_blob_idx": "exai.contents (blob_id)"}
+UNIQUE = {
+    "contents_blob_idx": "exai.contents (blob_id)",
+    # By the key first, so that a message is also found without its conversation.
+    "messages_key_idx": "public.messages (message_key, conversation_id) where message_key is not null",
+}
 
 OLDER = {
     "idx_messages_conversation_created": ("messages", ["conversation_id", "created_at"]),

@@ -71,6 +71,8 @@ def encode_header(conversation: Conversation) -> bytes:
             conversation.parent_seq,
             [(each.tool, each.model, each.since) for each in conversation.pending],
             conversation.expires_at,
+            conversation.former_name,
+            conversation.cut_from,
         )
     )
 
@@ -79,9 +81,10 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
     """Return the encoded conversation. Raises `Undecodable`."""
     try:
         facts = orjson.loads(blob)
-        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq, pending, expires_at = facts
-        texts, number = [id_, *tags], last_seq if parent_seq is None else parent_seq
-        texts += [text for text in (title, parent_id) if text is not None]
+        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq, *rest = facts
+        pending, expires_at, former_name, cut_from = rest
+        texts, number = [id_, *tags, *cut_from], last_seq if parent_seq is None else parent_seq
+        texts += [text for text in (title, parent_id, former_name) if text is not None]
         texts += [text for tool, model, _ in pending for text in (tool, model or "")]
         since = [each for *_, each in pending]
         times = [datetime.fromisoformat(at) for at in (created_at, updated_at, expires_at or updated_at, *since)]
@@ -111,6 +114,8 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
                 PendingTurn(tool, model, at) for (tool, model, _), at in zip(pending, times[3:], strict=True)
             ),
             expires_at=None if expires_at is None else times[2],
+            former_name=former_name,
+            cut_from=tuple(cut_from),
         )
     except (ValueError, TypeError) as error:
         raise Undecodable("header") from error
@@ -164,7 +169,10 @@ def same_page(one: Shown, other: Shown) -> bool:
         # A turn may have begun or ended between the two reads.
         replace(one[0], metadata={}, pending=()) == replace(other[0], metadata={}, pending=())
         and same_json(one[0].metadata, other[0].metadata)
-        and all(ours[:6] == theirs[:6] and same_json(ours[6], theirs[6]) for ours, theirs in zip(*tails, strict=True))
+        and all(
+            ours[:6] == theirs[:6] and same_json(ours[6], theirs[6]) and ours[7:] == theirs[7:]
+            for ours, theirs in zip(*tails, strict=True)
+        )
     )
 
 

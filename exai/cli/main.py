@@ -33,7 +33,7 @@ from exai.errors import ConfigError, ExaiError
 from exai.settings.environment import ENV_FILE_VARIABLE
 
 if TYPE_CHECKING:
-    from exai.models import Started
+    from exai.program import Started
     from exai.settings.load import Settings
 
 DEFAULT_PORT = 8079

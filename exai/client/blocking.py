@@ -68,6 +68,7 @@ class BlockingConversations:
         self.read = thread.blocking(service.read)
         self.list = thread.blocking(service.list)
         self.search = thread.blocking(service.search)
+        self.find = thread.blocking(service.find)
         self.fork = thread.blocking(service.fork)
         self.change = thread.blocking(service.change)
         self.delete = thread.blocking(service.delete)

@@ -13,19 +13,19 @@ from typing import Any, Final
 
 from exai.client.connection import DaemonCall, StoreConnection
 from exai.client.failures import DAEMON
-from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult
+from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult
 from exai.conversations.turns.result import TurnOutcome
 from exai.db.conversations import ConversationPage
 from exai.db.files import FileList
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import ConversationUpdate
+from exai.db.records import FoundMessage
 from exai.db.search import SearchPage, SearchQuery
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.loading import FileContent
 from exai.models import (
     PAGE_BYTES,
     PAGE_MESSAGES,
-    Appended,
     ContinuationId,
     Conversation,
     Delta,
@@ -36,7 +36,7 @@ from exai.models import (
     StoredFile,
 )
 from exai.settings.load import LimitSettings
-from exai.validation import MAX_NUMBER
+from exai.validation import MAX_NUMBER, check_keys
 
 RANGE_BYTES: Final = 4 * 1_048_576
 OF_A_PROCESS: Final = frozenset({"guidance", "prepare", "taken", "sources", "reread", "named"})
@@ -107,6 +107,21 @@ class ConversationsClient:
         page: SearchPage = await self._ask("search", query.owner, query=query, limit=limit, cursor=cursor, owned=False)
         return page
 
+    async def find(
+        self,
+        owner: Owner,
+        keys: Sequence[str],
+        *,
+        continuation_id: ContinuationId | None = None,
+        whole: bool = False,
+    ) -> tuple[FoundMessage, ...]:
+        """Find messages by their keys."""
+        check_keys(keys)
+        found: tuple[FoundMessage, ...] = await self._ask(
+            "find", owner, keys=list(keys), continuation_id=continuation_id, whole=whole
+        )
+        return found
+
     async def fork(
         self,
         owner: Owner,
@@ -115,10 +130,11 @@ class ConversationsClient:
         at_seq: int | None = None,
         title: str | None = None,
         idempotency_key: str | None = None,
+        name: ContinuationId | None = None,
     ) -> Conversation:
         """Make a conversation that begins as this one."""
         key = idempotency_key or str(uuid.uuid4())
-        given = {"owner": owner, "continuation_id": continuation_id, "at_seq": at_seq, "title": title}
+        given = {"owner": owner, "continuation_id": continuation_id, "at_seq": at_seq, "title": title, "name": name}
         forked: Conversation = await self._write("fork", owner, key, {**given, "idempotency_key": key})
         return forked
 

@@ -18,6 +18,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from exai.errors import InvalidArgument, shown
+from exai.items import ITEM
 from exai.models import Conversation, Message, NewMessage, StoredFile
 from exai.validation import MAX_NUMBER, ROLES, check_list, check_text, check_time
 
@@ -102,8 +103,9 @@ def write_message(message: Message, kind: Format) -> str:
         "role": message.role,
         "kind": message.kind,
         "created_at": message.created_at.isoformat(),
-        "metadata": message.metadata,
+        "metadata": {name: value for name, value in message.metadata.items() if name != ITEM},
     }
+    facts |= {name: value for name, value in (("key", message.key), ("item", message.item)) if value is not None}
     if kind == "jsonl":
         return _line({**facts, "content": message.content})
     facts["characters"] = len(message.content)
@@ -259,8 +261,16 @@ def _message(facts: Mapping[str, Any], content: Any, where: str) -> MessageText:
         raise InvalidArgument(f"{where}, role", f"is {shown(role)}", f"Use one of {', '.join(ROLES)}")
     check_text(f"{where}, content", content, MAX_NUMBER)
     check_text(f"{where}, kind", kind, MAX_NUMBER)
-    message = NewMessage(known_role, content, kind, _metadata(facts, where))
+    key, item = (_optional_text(facts, name, where) for name in ("key", "item"))
+    message = NewMessage(known_role, content, kind, _metadata(facts, where), key=key, item=item)
     return MessageText(seq, message, _time(facts, "created_at", where), where)
+
+
+def _optional_text(facts: Mapping[str, Any], name: str, where: str) -> str | None:
+    text = facts.get(name)
+    if text is not None:
+        check_text(f"{where}, {name}", text, MAX_NUMBER)
+    return text
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from exai.db.records import AppendResult, FilesAlong, TurnBegun
@@ -15,6 +15,7 @@ from exai.errors import InvalidArgument
 from exai.files.loading import FileContent
 from exai.files.pieces import LEAST_BYTES, TAKEN_OUT, Piece, Taken, occurrences_of, pieces_of, put_back, take_out
 from exai.files.service import FileService
+from exai.items import ITEM, TAKEN_FROM_ITEM
 from exai.models import Message, NewMessage, Owner
 from exai.settings.load import LimitSettings
 from exai.validation import MAX_NUMBER
@@ -22,7 +23,23 @@ from exai.validation import MAX_NUMBER
 THREAD_CHARS: Final = 1_000_000
 """A longer text is searched in a thread."""
 
+ITEM_BYTES: Final = 32_000
+"""Of an item, what stays in the metadata of its message."""
+
 Stored = TypeVar("Stored", AppendResult, TurnBegun)
+
+
+@dataclass(frozen=True, slots=True)
+class Lightened:
+    """What was taken out of the content and of the item of a message; None where nothing was."""
+
+    content: Taken | None
+    item: Taken | None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All pieces of the message."""
+        return tuple(piece for taken in (self.content, self.item) if taken for piece in taken.pieces)
 
 
 class LargeContent:
@@ -42,16 +59,28 @@ class LargeContent:
         is_long = len(text) > THREAD_CHARS
         return await asyncio.to_thread(self.take, owner, text) if is_long else self.take(owner, text)
 
-    async def take_all(self, owner: Owner, messages: Sequence[NewMessage]) -> list[Taken | None]:
-        """Return for each message its content without large content, or None; invalid messages are left to validation.
+    async def take_all(self, owner: Owner, messages: Sequence[NewMessage]) -> list[Lightened | None]:
+        """Return for each message what is large in it, or None; invalid messages are left to validation.
 
         Raises `InvalidArgument` for metadata that only this class writes.
         """
-        found = []
+        found: list[Lightened | None] = []
         for place, message in enumerate(messages if isinstance(messages, list | tuple) else ()):
             check_field(f"messages[{place}].metadata", message)
-            found.append(await self.take_from(owner, getattr(message, "content", None)))
+            texts = [getattr(message, name, None) for name in ("content", "item")]
+            if not any(isinstance(text, str) and len(text) >= LEAST_BYTES for text in texts):
+                found.append(None)
+            elif sum(len(text) for text in texts if isinstance(text, str)) > THREAD_CHARS:
+                found.append(await asyncio.to_thread(self.lighten, owner, message))
+            else:
+                found.append(self.lighten(owner, message))
         return found
+
+    def lighten(self, owner: Owner, message: NewMessage) -> Lightened | None:
+        """Return what is large in a message, None if nothing is; blocks for long texts."""
+        content = self.take(owner, message.content)
+        item = take_out(owner, getattr(message, "item", None), ITEM_BYTES, self._files.max_bytes)
+        return Lightened(content, item) if content or item else None
 
     async def store(self, owner: Owner, pieces: Sequence[Piece]) -> None:
         """Store what was taken out."""
@@ -100,25 +129,46 @@ class LargeContent:
         return tuple(whole if from_oldest else reversed(whole))
 
 
-def without_large(messages: Sequence[NewMessage], taken: Sequence[Taken | None]) -> Sequence[NewMessage]:
-    """Return messages with the content that is left of them; their metadata is the caller's."""
-    if not any(taken):
-        return messages
-    pairs = zip(messages, taken, strict=True)
-    return [message if each is None else replace(message, content=each.content) for message, each in pairs]
+def without_large(message: NewMessage, taken: Lightened | None) -> NewMessage:
+    """Return a message with what is left of its content and its item; its metadata is the caller's."""
+    if taken is None:
+        return message
+    content = taken.content.content if taken.content else message.content
+    return replace(message, content=content, item=taken.item.content if taken.item else message.item)
 
 
-def pieces_in(taken: Iterable[Taken | None]) -> tuple[Piece, ...]:
+def stored_form(message: NewMessage, taken: Lightened | None) -> NewMessage:
+    """Return a message as it is stored: its item, and what says what was taken out, are in its metadata."""
+    if taken is not None and taken.content is not None:
+        message = taken.content.applied(message)
+    if message.item is None:
+        return message
+    left = taken.item if taken is not None else None
+    facts = {ITEM: message.item} if left is None else {ITEM: left.content, TAKEN_FROM_ITEM: left.facts}
+    return replace(message, metadata={**message.metadata, **facts}, item=None)
+
+
+def given_form(message: Message) -> Message:
+    """Return a message without its item in its metadata, which has it as `item`."""
+    if ITEM not in message.metadata:
+        return message
+    metadata = {name: value for name, value in message.metadata.items() if name not in (ITEM, TAKEN_FROM_ITEM)}
+    return message._replace(metadata=metadata)
+
+
+def pieces_in(taken: Iterable[Lightened | None]) -> tuple[Piece, ...]:
     """Return all pieces, each once."""
     return tuple({piece.id: piece for each in taken if each for piece in each.pieces}.values())
 
 
 def check_field(field: str, message: object) -> None:
-    """Raise `InvalidArgument` if metadata of a caller has the field that says what was taken out."""
-    if isinstance(message, NewMessage) and isinstance(message.metadata, dict) and TAKEN_OUT in message.metadata:
-        raise InvalidArgument(
-            f"{field}.{TAKEN_OUT}", "is written by EXAI only", "Read the message with whole: true, and give that"
-        )
+    """Raise `InvalidArgument` if metadata of a caller has a field that only EXAI writes."""
+    if not isinstance(message, NewMessage) or not isinstance(message.metadata, dict):
+        return
+    for name in (TAKEN_OUT, TAKEN_FROM_ITEM, ITEM):
+        if name in message.metadata:
+            cure = "Give it as item" if name == ITEM else "Read the message with whole: true, and give that"
+            raise InvalidArgument(f"{field}.{name}", "is written by EXAI only", cure)
 
 
 def _content(piece: Piece) -> FileContent:

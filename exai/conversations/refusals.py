@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from exai.errors import Conflict, ExaiError, NotFound, shown
+
+CONFLICTS: Final = {
+    "conflict_key": (
+        "key_reused",
+        "the idempotency key was used for a request with other content",
+        "Use a new key for a new request",
+    ),
+    "cut": ("cancelled", "the question of this request was cut off by a rewind", "Use a new key to ask it again"),
+    "ended": ("cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"),
+}
+"""By status: reason, problem and cure."""
 
 
 def refusal(status: str, continuation_id: str | None, revision: int, missing: str | None) -> ExaiError:
@@ -12,16 +25,9 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
             return NotFound("conversation", continuation_id or "", "conversation_list lists them")
         case "file_not_found":
             return NotFound("file", missing or "", "Store it first, then link it")
-        case "conflict_key":
-            return Conflict(
-                "key_reused",
-                "the idempotency key was used for a request with other content",
-                "Use a new key for a new request",
-            )
-        case "ended":
-            return Conflict(
-                "cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"
-            )
+        case "exists":
+            problem = f"the conversation {shown(continuation_id)} exists"
+            return Conflict("exists", problem, "Give another name, or delete that one first")
         case "conflict_revision":
             return Conflict(
                 "revision",
@@ -31,4 +37,6 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
                 revision=revision,
             )
         case _:
-            raise AssertionError(f"not a refusal: {status}")
+            if status not in CONFLICTS:
+                raise AssertionError(f"not a refusal: {status}")
+            return Conflict(*CONFLICTS[status])

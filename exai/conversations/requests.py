@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from exai.conversations.titles import opening
+from exai.errors import InvalidArgument
 from exai.files.paths import MAX_PATH_CHARS
 from exai.files.pieces import Taken
 from exai.files.sources import ChangedFile
@@ -38,6 +39,8 @@ from exai.validation import (
     MAX_TITLE_CHARS,
     check_choice,
     check_file_ids,
+    check_flag,
+    check_json,
     check_messages,
     check_name,
     check_not_blank,
@@ -45,7 +48,9 @@ from exai.validation import (
     check_optional_number,
     check_owner,
     check_revision_of,
+    check_tags,
     check_text,
+    check_time,
 )
 
 
@@ -202,6 +207,10 @@ class AppendRequest:
 
     `counts_steps` asks for the number of this append among those of its tool. `identity` is what a repetition with the
     same key must have in common, by default everything. `sources` says from where files were read.
+
+    With `create` the conversation of this name is made if there is none; `messages` may then be empty. `title`,
+    `metadata`, `tags` and `created_at` are those of a conversation that is made. `updated_at` is the time of the
+    change, for messages of the past; None for now.
     """
 
     owner: Owner
@@ -215,11 +224,43 @@ class AppendRequest:
     counts_steps: bool = False
     identity: tuple[Any, ...] | None = None
     sources: Mapping[FileId, FileSource] = field(default_factory=dict)
+    create: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored."""
         _check_write(self, limits)
-        check_messages(self.messages, limits)
+        check_flag("create", self.create)
+        if self.create and self.continuation_id is None:
+            raise InvalidArgument("create", "comes without a continuation_id", "Give the name of the conversation")
+        check_json("metadata", self.metadata, limits.metadata_bytes)
+        check_tags(self.tags)
+        check_time("created_at", self.created_at)
+        check_time("updated_at", self.updated_at)
+        check_messages(self.messages, limits, least=0 if self.create else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The result of an append; `duplicate` is true if the request key had been served before.
+
+    `seqs` are the numbers of the given messages; those at the positions `skipped` were known by their keys. `first_seq`
+    and `last_seq` are those of the new ones, 0 if none is new. `created`: the append made the conversation.
+    `step` is its number among the appends and turns of its tool in the conversation, if it was asked for.
+    """
+
+    continuation_id: ContinuationId
+    first_seq: int
+    last_seq: int
+    revision: int
+    duplicate: bool
+    step: int | None = None
+    seqs: tuple[int, ...] = ()
+    skipped: tuple[int, ...] = ()
+    created: bool = False
 
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:

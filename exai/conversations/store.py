@@ -7,28 +7,29 @@ docstring states.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
+from exai.conversations.appends import Appends
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.indexing import Indexing
-from exai.conversations.large import LargeContent, pieces_in, without_large
+from exai.conversations.large import LargeContent
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import AppendRequest, with_files
+from exai.conversations.requests import Appended, AppendRequest
 from exai.db.conversations import ConversationPage, ConversationRepository
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository, IdempotencyKey
-from exai.db.records import AppendStart
+from exai.db.records import FoundMessage
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
     PAGE_BYTES,
     PAGE_MESSAGES,
-    Appended,
     ContinuationId,
     Conversation,
     ConversationId,
@@ -42,9 +43,11 @@ from exai.models import (
 )
 from exai.settings.load import LimitSettings
 from exai.validation import (
+    MAX_CONTINUATION_CHARS,
     MAX_KEY_CHARS,
     MAX_TITLE_CHARS,
     check_conversation,
+    check_keys,
     check_number,
     check_optional_name,
     check_optional_number,
@@ -86,58 +89,17 @@ class ConversationStore:
         self._curation = repositories.curation
         self._cache, self._publisher, self._indexing, self._large = cache, publisher, indexing, large
         self._limits, self._recorder = limits, recorder
+        self._appends = Appends(self._repository, publisher, large, limits)
         recorder.count("stale_reads_total", 0)
 
     async def append(self, request: AppendRequest) -> Appended:
         """Store messages as one block, numbered without holes: 1 database round trip for any number of them.
 
-        A repeated `idempotency_key` with the same content answers as the first time, with `duplicate` set.
+        With `create` the conversation is made under its name if there is none. A message whose key the conversation has
+        is skipped. A repeated `idempotency_key` with the same content answers as the first time, with `duplicate` set.
         Raises `InvalidArgument`, `NotFound`, `Conflict` or a `DatabaseError`.
         """
-        taken = await self._large.take_all(request.owner, request.messages)
-        replace(request, messages=without_large(request.messages, taken)).validate(self._limits)
-        pieces = pieces_in(taken)
-        # One id names the turn, the request where its caller did not, and a conversation that begins with it.
-        turn_id = str(uuid.uuid4())
-        *earlier, last = request.messages
-        given = (*earlier, with_files(last, request.files))
-        messages = [each.applied(message) if each else message for message, each in zip(given, taken, strict=True)]
-        start = AppendStart(
-            owner=request.owner,
-            continuation_id=request.continuation_id,
-            new_conversation_id=ConversationId(turn_id),
-            turn_id=TurnId(turn_id),
-            request_key=request.idempotency_key or turn_id,
-            request_hash=content_hash(request.tool, request.continuation_id, *request.identity)
-            if request.identity is not None
-            else content_hash(
-                request.tool,
-                request.continuation_id,
-                request.title,
-                [(message.role, message.kind, message.content, dict(message.metadata)) for message in messages],
-            ),
-            tool=request.tool,
-            title=request.title,
-            messages=messages,
-            file_ids=tuple(dict.fromkeys((*request.files, *(piece.id for piece in pieces)))),
-            expected_revision=request.expected_revision,
-            counts_steps=request.counts_steps,
-            sources=request.sources,
-        )
-        result = await self._large.send(
-            request.owner, pieces, lambda along: self._repository.append(replace(start, along=along))
-        )
-        if result.commit is None:
-            raise refusal(result.status, request.continuation_id, result.current_revision, result.missing)
-        await self._publisher.publish(result.commit)
-        return Appended(
-            continuation_id=result.commit.conversation.continuation_id,
-            first_seq=result.first_seq or 0,
-            last_seq=result.last_seq or 0,
-            revision=result.commit.revision,
-            duplicate=result.status == "duplicate",
-            step=result.step,
-        )
+        return await self._appends.append(request)
 
     async def read(
         self,
@@ -244,6 +206,29 @@ class ConversationStore:
         self._recorder.observe("search_scan_rows", page.rows_read)
         return page
 
+    async def find(
+        self,
+        owner: Owner,
+        keys: Sequence[str],
+        *,
+        continuation_id: ContinuationId | None = None,
+        whole: bool = False,
+    ) -> tuple[FoundMessage, ...]:
+        """Find messages by their keys, in the order of the keys: 1 database round trip.
+
+        In one conversation, or in all that are not deleted: of a key in several of them, the latest changed first, at
+        most 1,000 together. With `whole` large content is put back, which costs further round trips. Raises
+        `NotFound`, `InvalidArgument`, also if the messages are too large together, or a `DatabaseError`.
+        """
+        check_owner(owner)
+        check_optional_name("continuation_id", continuation_id, MAX_CONTINUATION_CHARS)
+        check_keys(keys)
+        found = await self._repository.find(owner, keys, continuation_id, budget_bytes=WHOLE_BYTES)
+        messages = await self._large.whole(owner, [each.message for each in found]) if whole else None
+        if messages is None:
+            return found
+        return tuple(each._replace(message=message) for each, message in zip(found, messages, strict=True))
+
     async def fork(
         self,
         owner: Owner,
@@ -252,30 +237,36 @@ class ConversationStore:
         at_seq: int | None = None,
         title: str | None = None,
         idempotency_key: str | None = None,
+        name: ContinuationId | None = None,
     ) -> Conversation:
         """Make a conversation that begins as this one was after message `at_seq`: 1 database round trip.
 
-        The messages up to there are shared, not copied. A repeated `idempotency_key` gives the same fork again.
-        Raises `NotFound`, `Conflict` or `InvalidArgument`.
+        The messages up to there are shared, not copied. A repeated `idempotency_key` gives the same fork again, and so
+        does a `name` that belongs to the same fork already. Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
         check_conversation(owner, continuation_id)
+        check_optional_name("name", name, MAX_CONTINUATION_CHARS)
         check_optional_name("idempotency_key", idempotency_key, MAX_KEY_CHARS)
         check_optional_name("title", title, MAX_TITLE_CHARS)
         check_optional_number("at_seq", at_seq, least=1)
         forked = await self._curation.fork(
             ConversationKey(owner, continuation_id),
-            _once(idempotency_key, "conversation_fork", continuation_id, at_seq, title),
+            _once(idempotency_key, "conversation_fork", continuation_id, at_seq, title, *([name] if name else [])),
             new_conversation_id=ConversationId(str(uuid.uuid4())),
             at_seq=at_seq,
             title=title,
+            name=name,
         )
         if forked.status == "out_of_range":
             raise InvalidArgument("at_seq", f"is {at_seq}", f"Use 1 to {forked.last_seq}")
         if forked.status == "too_deep":
             raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
         if forked.commit is None:
-            raise refusal(forked.status, continuation_id, 0, None)
-        self._publisher.announce(forked.commit)
+            raise refusal(forked.status, name if forked.status == "exists" else continuation_id, 0, None)
+        if name is None:
+            self._publisher.announce(forked.commit)
+        else:
+            await self._publisher.publish(forked.commit)
         return forked.commit.conversation
 
     async def change(

@@ -31,12 +31,12 @@ from exai.conversations.formats import (
     write_header,
     write_message,
 )
-from exai.conversations.large import LargeContent, check_field, pieces_in
+from exai.conversations.large import LargeContent, Lightened, check_field, pieces_in, stored_form, without_large
 from exai.conversations.publishing import Publisher
 from exai.conversations.shelf import ImportedFiles, Shelf
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import BlobError, Conflict, InvalidArgument, shown
-from exai.files.pieces import Taken, is_piece, pieces_of
+from exai.files.pieces import is_piece, pieces_of
 from exai.models import (
     FILE_IDS,
     ContinuationId,
@@ -67,8 +67,8 @@ from exai.validation import (
 BATCH_MESSAGES = 500
 BATCH_BYTES = 4 * 1_048_576
 
-TakenText: TypeAlias = tuple[MessageText, Taken | None]
-"""A message of a text, and its content without large content if it has any."""
+TakenText: TypeAlias = tuple[MessageText, Lightened | None]
+"""A message of a text, and what is large in it, if anything is."""
 
 EMBEDDED_BYTES = 100_000
 """Bytes of file content in one part of an export, which a model reads; further files are listed without content."""
@@ -237,7 +237,7 @@ class Transfer:
         rest = source if first is None else chain([first], source)
         seen = stored = 0
         restored = False
-        for batch in _batches(rest, self._limits, partial(self._large.take, owner)):
+        for batch in _batches(rest, self._limits, partial(self._large.lighten, owner)):
             await self._large.store(owner, pieces_in(taken for _, taken in batch))
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch, files.names))
             if imported.commit is None:
@@ -251,7 +251,7 @@ class Transfer:
 
 
 def _batches(
-    source: Iterator[ExportItem], limits: LimitSettings, take: Callable[[str], Taken | None]
+    source: Iterator[ExportItem], limits: LimitSettings, take: Callable[[NewMessage], Lightened | None]
 ) -> Iterator[list[TakenText]]:
     """Cut messages into batches that an append may have; there is always at least one batch, maybe empty.
 
@@ -269,8 +269,8 @@ def _batches(
             raise InvalidArgument(f"{part.where}, seq", f"is {part.seq}, not {expected}", "Number the messages 1, 2, 3")
         expected += 1
         check_field(f"{part.where}, metadata", part.message)
-        taken = take(part.message.content)
-        message = part.message if taken is None else replace(part.message, content=taken.content)
+        taken = take(part.message)
+        message = without_large(part.message, taken)
         part_bytes = check_message(part.where, message, limits, separator=", ") + _piece_bytes(taken)
         if batch and size_bytes + part_bytes > limits.append_bytes:
             yield batch
@@ -293,14 +293,15 @@ def _import_batch(
 ) -> ImportBatch:
     texts = [text for text, _ in batch]
     first_seq = texts[0].seq if texts else 1
+    marks = [(each.message.key, each.message.item) for each in texts]
     digest = content_hash(
         name,
         first_seq,
         [(each.message.role, each.message.kind, each.message.content, dict(each.message.metadata)) for each in texts],
         [each.created_at.isoformat() if each.created_at else None for each in texts],
+        *([marks] if any(any(each) for each in marks) else []),
     )
-    named = [(_renamed(text.message, files), taken) for text, taken in batch]
-    messages = [message if taken is None else taken.applied(message) for message, taken in named]
+    messages = [stored_form(_renamed(text.message, files), taken) for text, taken in batch]
     return ImportBatch(
         owner=owner,
         continuation_id=name,
@@ -316,12 +317,14 @@ def _import_batch(
         tags=header.tags,
         created_at=header.created_at,
         updated_at=header.updated_at,
-        digests=[None if taken is None else blob_digest(text.message.content.encode()) for text, taken in batch],
+        digests=[
+            blob_digest(text.message.content.encode()) if taken and taken.content else None for text, taken in batch
+        ],
         file_ids=[piece.id for piece in pieces_in(taken for _, taken in batch)],
     )
 
 
-def _piece_bytes(taken: Taken | None) -> int:
+def _piece_bytes(taken: Lightened | None) -> int:
     return sum(len(piece.data) for piece in taken.pieces) if taken else 0
 
 

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict
 
 import structlog
 from starlette.routing import Route
@@ -35,7 +34,7 @@ from exai.mcp.auth.tokens import authenticator
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
-from exai.models import Finding, Started
+from exai.models import Finding
 from exai.monitoring.exposition import Values, add_up_values, as_json, from_json
 from exai.monitoring.figures import figures
 from exai.monitoring.flushing import open_history
@@ -44,6 +43,7 @@ from exai.monitoring.memory import watch_memory
 from exai.monitoring.otel import traced
 from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
+from exai.program import Started
 from exai.requests.queue import open_requests
 from exai.settings.addresses import redact
 from exai.settings.load import LogLevel, LogSettings, Settings
@@ -98,7 +98,7 @@ async def serve(
             ):
                 facts = _started(app, listening.port)
                 if link is not None:
-                    link.report(asdict(facts))
+                    link.report(facts._asdict())
                 if announce is not None:
                     announce(facts)
                 await stop.wait()

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -26,7 +25,7 @@ from exai.daemon.serve import cache_words, database_words, serve
 from exai.embedded.launcher import Embedded
 from exai.errors import ConfigError, StartupError
 from exai.mcp.transport.listener import bind_sockets
-from exai.models import Started
+from exai.program import Started
 from exai.settings.load import Settings
 
 MAX_WORKERS = 64
@@ -350,9 +349,9 @@ def _addresses(settings: Settings, embedded: Embedded | None) -> dict[str, str]:
 def _described(started: Started, settings: Settings, embedded: Embedded | None, count: int) -> Started:
     notes = (f"{count} workers", *(embedded.notes if embedded else started.notes))
     if embedded is None:
-        return replace(started, notes=notes)
+        return started._replace(notes=notes)
     database = database_words(embedded) if embedded.postgres_url else started.database
-    return replace(started, database=database, cache=cache_words(settings, embedded), notes=notes)
+    return started._replace(database=database, cache=cache_words(settings, embedded), notes=notes)
 
 
 def _report_of(facts: ControlMessage) -> Started:

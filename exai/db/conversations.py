@@ -17,7 +17,15 @@ from exai.db.concurrency import PoolShare
 from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database, Record
 from exai.db.filters import ALL, ListFilter
-from exai.db.records import AppendResult, AppendStart, Changes, ConversationChange, StoredPage, TurnStart
+from exai.db.records import (
+    AppendResult,
+    AppendStart,
+    Changes,
+    ConversationChange,
+    FoundMessage,
+    StoredPage,
+    TurnStart,
+)
 from exai.db.rows import (
     Columns,
     RowsByPart,
@@ -25,10 +33,12 @@ from exai.db.rows import (
     commit_of,
     conversation_of,
     files_of,
+    keys_of,
     pending_of,
     stored_of,
+    times_of,
 )
-from exai.errors import NotFound
+from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     PAGE_BYTES,
     PAGE_MESSAGES,
@@ -53,6 +63,9 @@ MAX_OFFSET: Final = 2**31 - 2
 
 LIST_BYTES: Final = 1_048_576
 """Of the headers in one page of a list, more than any answer has."""
+
+MAX_FOUND: Final = 1_000
+"""Messages of one look-up by keys, of which some may be in several conversations."""
 
 CHANGES_LIMIT: Final = 5_000
 """Maximum number of changes that one query returns; with more the result is truncated."""
@@ -130,20 +143,23 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
-        Concurrent small appends may share a statement, except those that count steps, store files or note sources; an
-        append that the batch cannot store costs a second one.
+        Concurrent small appends may share a statement, except those that count steps, store files, note sources, may
+        make a named conversation, or have keys or times; an append that the batch cannot store costs a second one.
 
         Raises:
             DatabaseError: `OutcomeUnknown` asks for the same call again.
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
-        if start.counts_steps or files_of(start) is not None:
+        is_plain = start.header is None and not any(each.key or each.created_at for each in start.messages)
+        if start.counts_steps or files_of(start) is not None or not is_plain:
             return await self._append_one(start, columns_of(start.messages))
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
-        rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps)
+        keys = keys_of(start.messages) if start.messages or start.creates else None
+        facts = (keys, times_of(start.messages), start.header)
+        rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps, *facts)
         given = (*identity_of(start), start.title, *rest)
         if (files := files_of(start)) is not None:
             rows = await self._database.fetch("append_with_files", *given, *files)
@@ -151,18 +167,49 @@ class ConversationRepository:
             rows = await self._database.fetch("append", *given)
         answer = RowsByPart(rows)
         head, status = answer.head, answer.head["status"]
-        stored = tuple(answer.part("stored"))
+        seqs = tuple(head["seqs"]) if head.get("seqs") else None
+        stored: tuple[Message, ...] | None = tuple(answer.part("stored"))
         if status == "appended" and not stored:
-            stored = just_stored(start.messages, answer, start.turn_id)
-        is_stored = status in {"appended", "duplicate"}
+            stored = just_stored(start.messages, seqs, answer, start.turn_id)
+        elif keys is not None:
+            # The rows of a repeated append have no keys.
+            stored = None
+        is_made = bool(head.get("made"))
+        is_stored, is_repeated = status in {"appended", "duplicate"}, status == "duplicate"
         return AppendResult(
             status=status,
-            commit=commit_of(answer.head, stored, is_repeated=status == "duplicate") if is_stored else None,
+            commit=commit_of(head, stored, is_listed=is_made, is_repeated=is_repeated) if is_stored else None,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
             current_revision=head["revision"] or 0,
             missing=head.get("detail"),
             step=answer.step,
+            seqs=seqs,
+            made=is_made,
+        )
+
+    async def find(
+        self, owner: Owner, keys: Sequence[str], name: ContinuationId | None, *, budget_bytes: int
+    ) -> tuple[FoundMessage, ...]:
+        """Return the messages with these keys, in one conversation or (name None) in all of the owner.
+
+        Raises:
+            NotFound: no such conversation, or it is deleted.
+            InvalidArgument: the messages exceed the byte budget.
+            DatabaseError: as `Database.fetch`.
+
+        """
+        given = list(dict.fromkeys(keys))
+        rows = await self._database.fetch("find_messages", owner, name, given, MAX_FOUND, budget_bytes)
+        if name is not None and not rows:
+            raise NotFound("conversation", name, "conversation_list lists them")
+        found = [row for row in rows if row["place"]]
+        if any(row["line"] is None for row in found):
+            raise InvalidArgument("keys", f"name messages of more than {budget_bytes:,} bytes", "Ask for fewer at once")
+        return tuple(
+            FoundMessage(conversation_of(orjson.loads(row["head"] or rows[0]["head"])).continuation_id, message)
+            for row in found
+            for message in decode_page(row["line"])
         )
 
     async def list_conversations(
@@ -216,9 +263,14 @@ def identity_of(start: AppendStart | TurnStart) -> tuple[str | None, ...]:
     )
 
 
-def just_stored(messages: Sequence[NewMessage], answer: RowsByPart, turn_id: TurnId) -> tuple[Message, ...]:
-    """Return the messages that a statement stored as given; empty if it stored none."""
+def just_stored(
+    messages: Sequence[NewMessage], seqs: Sequence[int] | None, answer: RowsByPart, turn_id: TurnId
+) -> tuple[Message, ...]:
+    """Return the messages that a statement stored as given; empty if it stored none. `seqs` None: it stored all."""
     first_seq = answer.head["first_seq"]
     if first_seq is None or answer.at is None:
         return ()
-    return stored_of(messages, first_seq, answer.at, turn_id)
+    new = messages
+    if seqs is not None:
+        new = [message for message, seq in zip(messages, seqs, strict=True) if seq >= first_seq]
+    return stored_of(new, first_seq, answer.at, turn_id)

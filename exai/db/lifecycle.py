@@ -10,11 +10,11 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.rows import commit_of, conversation_of, json_of
-from exai.models import Commit, ConversationId, ConversationKey, Owner, TurnId
+from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, Owner, TurnId
 from exai.settings.load import LimitSettings
 from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text, read_time
 
-ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
+ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key", "exists"]
 ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
 
 DAY_S: Final = 86_400.0
@@ -112,19 +112,21 @@ class CurationRepository:
         new_conversation_id: ConversationId,
         at_seq: int | None = None,
         title: str | None = None,
+        name: ContinuationId | None = None,
     ) -> Forked:
         """Make a conversation that begins as this one was after message `at_seq` (None: as it is).
 
         The messages are shared, not copied. Raises a `DatabaseError`.
         """
         identity = (*key, new_conversation_id, request.turn_id, request.key, request.digest)
-        head = _head(await self._database.fetch("fork", *identity, at_seq, title))
+        head = _head(await self._database.fetch("fork", *identity, at_seq, title, name))
         header = head["conversation"]
         if not header:
             return Forked(head["status"], None, head["last_seq"])
         fork = conversation_of(header)
         is_repeated = head["status"] == "duplicate"
-        commit = Commit(fork, 0, fork.revision, head["server_epoch"], is_listed=True, is_repeated=is_repeated)
+        base = fork.revision if is_repeated else head["base_revision"]
+        commit = Commit(fork, base, fork.revision, head["server_epoch"], is_listed=True, is_repeated=is_repeated)
         return Forked(head["status"], commit, head["last_seq"])
 
     async def change(

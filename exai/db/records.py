@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -31,6 +31,7 @@ BegunStatus = Literal[
     "finished",
     "pending",
     "ended",
+    "cut",
     "conflict_key",
     "conflict_revision",
     "not_found",
@@ -69,6 +70,13 @@ class StoredPage:
     part: ContentPart | None = None
 
 
+class FoundMessage(NamedTuple):
+    """A message that was found by its key, and the conversation in which it was found."""
+
+    continuation_id: ContinuationId
+    message: Message
+
+
 @dataclass(frozen=True, slots=True)
 class FilesAlong:
     """Files that a statement stores before its messages, as `exai.put_files_v1` takes them.
@@ -103,11 +111,22 @@ class AppendStart:
     along: FilesAlong | None = None
     expected_revision: int | None = None
     counts_steps: bool = False
+    creates: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict)
+    updated_at: datetime | None = None
+
+    @property
+    def header(self) -> str | None:
+        """The JSON document of facts that most appends do not have, None without any."""
+        facts = {**self.made, "updated_at": self.updated_at} if self.updated_at else {**self.made}
+        return orjson.dumps({**facts, "create": self.creates}).decode() if facts or self.creates else None
 
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
     """The result of an append. `commit` and the numbers are set for `appended` and `duplicate`.
+
+    The numbers are None if no message was new. `seqs` are those of all given messages, None if all were new.
 
     The commit's revision is the one created by this append, for a duplicate by the first one. `current_revision` is the
     conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`. `step` is set on request.
@@ -120,6 +139,8 @@ class AppendResult:
     current_revision: int = 0
     missing: str | None = None
     step: int | None = None
+    seqs: tuple[int, ...] | None = None
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Decode the rows returned by the functions of schema `exai`, and encode their arguments.
 
 Most functions answer in one shape: rows of eight columns, distinguished by the first, `part`. The row `head` carries a
-JSON document of facts in the last column, every other row is a message.
+JSON document of facts in the last column, every other row is a message. Exports have a ninth column, the message's key.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class RowsByPart:
         self.head: dict[str, Any] = {}
         self.at: datetime | None = None
         self.parts: dict[str, list[Message]] = {}
-        for part, seq, role, content, at, kind, turn_id, data in rows:
+        for part, seq, role, content, at, kind, turn_id, data, *more in rows:
             if part == "head":
                 self.head, self.at = orjson.loads(data), at
                 continue
             metadata = _object_of(data) if data else NO_METADATA
-            message = _make_message(Message, (seq, role, content, at, kind, turn_id, metadata))
+            message = _make_message(
+                Message, (seq, role, content, at, kind, turn_id, metadata, more[0] if more else None)
+            )
             self.parts.setdefault(part, []).append(message)
 
     def part(self, name: str) -> list[Message]:
@@ -97,6 +99,8 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
         pending=pending_of(header.get("pending")),
         # Absent in the headers that turns of an earlier schema hold.
         expires_at=time_of(header["expires_at"]) if header.get("expires_at") else None,
+        former_name=header.get("former_name"),
+        cut_from=tuple(header.get("cut_from") or ()),
     )
 
 
@@ -161,10 +165,11 @@ def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn
             first_seq + offset,
             message.role,
             message.content,
-            at,
+            message.created_at.astimezone(UTC) if message.created_at else at,
             message.kind,
             turn_id,
             message.metadata or NO_METADATA,
+            message.key,
         )
         for offset, message in enumerate(messages)
     )
@@ -178,6 +183,18 @@ def columns_of(messages: Sequence[NewMessage]) -> Columns:
         [message.kind for message in messages],
         [json_of(message.metadata) if message.metadata else None for message in messages],
     )
+
+
+def keys_of(messages: Sequence[NewMessage]) -> list[str | None] | None:
+    """Return the keys of messages, None if no message has one; of no messages, no keys."""
+    keys = [message.key for message in messages]
+    return None if keys and not any(keys) else keys
+
+
+def times_of(messages: Sequence[NewMessage]) -> list[str | None] | None:
+    """Return the times of messages as texts, None if no message has one."""
+    times = [message.created_at.isoformat() if message.created_at else None for message in messages]
+    return times if any(times) else None
 
 
 def json_of(value: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
-from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, sources_json
+from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, keys_of, sources_json
 from exai.errors import NotFound
 from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner, TurnId
 
@@ -111,7 +111,7 @@ class TransferRepository:
             batch.request_key, batch.request_hash, json_of(_header(batch)), batch.first_seq,
             *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
             list(batch.digests) or [None] * len(batch.messages),
-            sources_json(batch.file_ids, {}) if batch.file_ids else None,
+            sources_json(batch.file_ids, {}) if batch.file_ids else None, keys_of(batch.messages),
         )  # fmt: skip
         head = orjson.loads(rows[0]["data"])
         status: ImportStatus = head["status"]

@@ -72,7 +72,7 @@ class TurnRepository:
         # A retried statement that detects its earlier execution returns the stored rows, with their original time.
         question = tuple(answer.part("stored"))
         if status == "started" and not question:
-            question = just_stored(start.messages, answer, start.turn_id)
+            question = just_stored(start.messages, None, answer, start.turn_id)
         is_begun = status in {"started", "resumed", "finished", "pending"}
         # The answer to a finished turn lacks the messages between the revisions, so that it is not an addition.
         added = None if status == "finished" else question
@@ -134,7 +134,7 @@ class TurnRepository:
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
         is_fresh = status == "finished"
-        stored = just_stored(end.messages, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
+        stored = just_stored(end.messages, None, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
         commit = None if status in ("superseded", "stale") else commit_of(answer.head, stored)
         return TurnFinished(status=status, commit=commit, seq=head["seq"])
 

@@ -2,7 +2,7 @@
 
 Large content is a base64 image or a `data:` URL of `LEAST_BYTES` and more, or the rest of a text beyond the limit of a
 message. A reference takes its place, and the metadata of the message says where, so that no text of a caller can be
-mistaken for one.
+mistaken for one. The text is that of a message or of its item.
 
 Invariant: what is put back is the text that was taken out, to the last character. A piece whose bytes cannot be written
 again as the text that they were is kept as that text.
@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from exai.blobs.base import digest
 from exai.files.names import DEFAULT_MEDIA_TYPE
+from exai.items import ITEM, TAKEN_FROM_ITEM
 from exai.models import FILE_IDS, FileId, Message, NewMessage, Owner
 from exai.token_estimate import text_tokens
 from exai.validation import is_uuid
@@ -106,14 +107,19 @@ class Taken:
         """Return the ids of the pieces, each once."""
         return tuple(dict.fromkeys(piece.id for piece in self.pieces))
 
-    def applied(self, message: NewMessage) -> NewMessage:
-        """Return a message with this content, whose metadata names the pieces among its files."""
-        facts: dict[str, Any] = {
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what metadata says about the pieces."""
+        return {
             "pieces": [
                 {"at": at, "chars": chars, "id": piece.id, **({"form": dict(piece.form)} if piece.form else {})}
                 for (at, chars), piece in zip(self.places, self.pieces, strict=True)
             ]
         }
+
+    def applied(self, message: NewMessage) -> NewMessage:
+        """Return a message with this content, whose metadata names the pieces among its files."""
+        facts = self.facts
         metadata = {**message.metadata}
         given = metadata.get(FILE_IDS, [])
         if isinstance(given, list):
@@ -147,35 +153,47 @@ def take_out(owner: Owner, text: object, limit_bytes: int, file_bytes: int) -> T
 
 def pieces_of(message: Message | NewMessage) -> tuple[FileId, ...]:
     """Return the ids of the files that hold what was taken out of a message."""
-    return tuple(dict.fromkeys(FileId(each["id"]) for each in _entries(message)))
+    return tuple(dict.fromkeys(occurrences_of(message)))
 
 
-def occurrences_of(message: Message) -> tuple[FileId, ...]:
+def occurrences_of(message: Message | NewMessage) -> tuple[FileId, ...]:
     """Return the ids of the files that hold what was taken out of a message, as often as each is put back."""
-    return tuple(FileId(each["id"]) for each in _entries(message))
+    entries = (each for text, facts in _texts(message) for each in _entries(text, facts))
+    return tuple(FileId(each["id"]) for each in entries)
 
 
 def put_back(message: Message, found: Mapping[FileId, bytes]) -> Message:
-    """Return a message as it was given, or unchanged if one of its pieces is not found."""
+    """Return a message as it was given; its content or its item stays as it is if one of the pieces is not found."""
+    (content, facts), (item, item_facts) = _texts(message)
+    whole = _joined(content, facts, found) if facts is not None else None
+    if whole is not None:
+        message = message._replace(content=whole, metadata=_given_metadata(message))
+    whole_item = _joined(item, item_facts, found) if item_facts is not None else None
+    if whole_item is not None:
+        metadata = {name: value for name, value in message.metadata.items() if name != TAKEN_FROM_ITEM}
+        message = message._replace(metadata={**metadata, ITEM: whole_item})
+    return message
+
+
+def _joined(text: str, facts: object, found: Mapping[FileId, bytes]) -> str | None:
+    """Return a text with its pieces, None if it has none or one of them is not found."""
     parts: list[str] = []
     position = chars = 0
     try:
-        for entry in _entries(message):
+        for entry in _entries(text, facts):
             at = entry["at"]
             if at < position:
-                return message
+                return None
             data, form = found[entry["id"]], entry.get("form") or {}
             chars += _chars_of(data, form)
             if chars > MAX_WHOLE_CHARS:
-                return message
-            parts += [message.content[position:at], _text_of(data, form)]
+                return None
+            parts += [text[position:at], _text_of(data, form)]
             position = at + entry["chars"]
     except (KeyError, TypeError, ValueError, AttributeError):
         # A file was deleted, or another client has written the metadata.
-        return message
-    if not parts:
-        return message
-    return message._replace(content="".join(parts) + message.content[position:], metadata=_given_metadata(message))
+        return None
+    return "".join(parts) + text[position:] if parts else None
 
 
 def _given_metadata(message: Message) -> Mapping[str, Any]:
@@ -194,9 +212,18 @@ def is_piece(owner: Owner, file_id: FileId, sha256: str, media_type: str) -> boo
     return file_id == _id_of(owner, sha256, media_type)
 
 
-def _entries(message: Message | NewMessage) -> Iterator[Mapping[str, Any]]:
-    """Yield what metadata says was taken out, as far as the content confirms it: other clients may write both."""
-    facts = message.metadata.get(TAKEN_OUT)
+def _texts(message: Message | NewMessage) -> tuple[tuple[str, object], tuple[str, object]]:
+    """Return the content and the item of a message, each with what metadata says was taken out of it."""
+    metadata = message.metadata
+    item = metadata.get(ITEM)
+    return (message.content, metadata.get(TAKEN_OUT)), (
+        item if isinstance(item, str) else "",
+        metadata.get(TAKEN_FROM_ITEM),
+    )
+
+
+def _entries(text: str, facts: object) -> Iterator[Mapping[str, Any]]:
+    """Yield what metadata says was taken out of a text, as far as it confirms that: other clients may write both."""
     entries = facts.get("pieces") if isinstance(facts, dict) else None
     for each in entries if isinstance(entries, list) else ():
         if not isinstance(each, dict) or not all(type(each.get(name)) is int for name in ("at", "chars")):
@@ -204,7 +231,7 @@ def _entries(message: Message | NewMessage) -> Iterator[Mapping[str, Any]]:
         if not isinstance(each.get("id"), str) or not is_uuid(each["id"]) or not _is_form(each.get("form") or {}):
             continue
         at, chars = each["at"], each["chars"]
-        reference = message.content[at : at + chars] if at >= 0 and chars > 0 else ""
+        reference = text[at : at + chars] if at >= 0 and chars > 0 else ""
         if reference.startswith("<content ") and reference.endswith(f' id="{each.get("id")}"/>'):
             yield each
 

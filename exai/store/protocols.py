@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult
+from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult
 from exai.conversations.turns.result import TurnOutcome
 from exai.db.conversations import ConversationPage
 from exai.db.files import FileList
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import ConversationUpdate
+from exai.db.records import FoundMessage
 from exai.db.search import SearchPage, SearchQuery
 from exai.files.loading import FileContent
 from exai.models import (
     PAGE_BYTES,
     PAGE_MESSAGES,
-    Appended,
     ContinuationId,
     Conversation,
     FileId,
@@ -61,6 +61,16 @@ class Conversations(Protocol):
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
         """Find messages by their words."""
 
+    async def find(
+        self,
+        owner: Owner,
+        keys: Sequence[str],
+        *,
+        continuation_id: ContinuationId | None = None,
+        whole: bool = False,
+    ) -> tuple[FoundMessage, ...]:
+        """Find messages by their keys."""
+
     async def fork(
         self,
         owner: Owner,
@@ -69,6 +79,7 @@ class Conversations(Protocol):
         at_seq: int | None = None,
         title: str | None = None,
         idempotency_key: str | None = None,
+        name: ContinuationId | None = None,
     ) -> Conversation:
         """Make a conversation that begins as this one."""
 

@@ -20,8 +20,8 @@ def _program_of(page: str, number: int = 0) -> str:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[number]
 
 
-def _run_program_of(page: str, directory: Path, **variables: str) -> str:
-    return _run(_program_of(page), directory, **variables)
+def _run_program_of(page: str, directory: Path, number: int = 0, **variables: str) -> str:
+    return _run(_program_of(page, number), directory, **variables)
 
 
 def _run(program: str, directory: Path, **variables: str) -> str:
@@ -43,8 +43,15 @@ def test_program_of_the_library_prints_what_its_page_states(postgres_url: str, r
     assert _run_program_of("library.md", tmp_path, **addresses) == "refused: revision\n1 mention of Monday\n"
 
 
+def test_program_with_names_of_its_own_prints_what_is_stored(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
+    addresses = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
+    assert _run_program_of("library.md", tmp_path, 1, **addresses) == (
+        "created: True numbers: (1,) skipped: ()\ncreated: False numbers: (1, 2) skipped: (0,)\nBetter on Monday.\n"
+    )
+
+
 def test_program_of_the_client_keeps_a_message_at_a_daemon(shared_daemon: Daemon, tmp_path: Path) -> None:
-    program = _program_of("library.md", 1).replace("127.0.0.1:8765", f"127.0.0.1:{shared_daemon.port}")
+    program = _program_of("library.md", 2).replace("127.0.0.1:8765", f"127.0.0.1:{shared_daemon.port}")
     assert _run(program, tmp_path) == "Deploy on Friday?\n"
 
 

@@ -13,7 +13,7 @@ import httpx
 from exai.cli.main import COMMANDS, DEFAULT_PORT, banner
 from exai.embedded.postgres import find_postgres
 from exai.embedded.valkey import find_valkey
-from exai.models import Started
+from exai.program import Started
 from exai.settings.load import load_settings, variables
 from exai.settings.sections import CALL_DEADLINES
 from exai.tools.limits import ANSWER_CHARS, ANSWER_TOKENS, CLIENT_ANSWERS

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from exai.app import App, open_app
-from exai.conversations import AppendRequest, ConversationStore
+from exai.conversations import Appended, AppendRequest, ConversationStore
 from exai.db.driver.address import parse_address
-from exai.models import LOCAL_OWNER, Appended, ContinuationId, NewMessage, Page
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Page
 from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
 from tests.support.fault_proxy import FaultProxy, Link
 from tests.support.pg_wire import first_host, through

@@ -23,7 +23,7 @@ from exai.errors import (
     StartupError,
 )
 from exai.mcp.transport.listener import program_name
-from exai.models import Started
+from exai.program import Started
 from exai.settings.load import load_settings
 
 COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "search", "show", "version")

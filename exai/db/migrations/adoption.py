@@ -74,6 +74,8 @@ CONVERSATIONS: Final = {
     "edited_revision": ExpectedColumn("bigint", "0", "0"),
     "reply_seq": ExpectedColumn("bigint"),
     "reply_kind": ExpectedColumn("text"),
+    "former_name": ExpectedColumn("text"),
+    "cut_from": ExpectedColumn("uuid[]"),
     # A constant first, because a volatile default would rewrite the whole table.
     "changed_xid": ExpectedColumn("xid8", "'3'", "pg_current_xact_id()"),
     "deleted_at": ExpectedColumn("timestamp with time zone"),
@@ -88,6 +90,7 @@ MESSAGES: Final = {
     "role": ExpectedColumn("text"),
     "kind": ExpectedColumn("text", "'message'", "'message'"),
     "content": ExpectedColumn("text"),
+    "message_key": ExpectedColumn("text"),
     "metadata": ExpectedColumn("jsonb", "'{}'", "'{}'"),
     "created_at": ExpectedColumn("timestamp with time zone", default="now()"),
 }

@@ -17,14 +17,21 @@ select a.number::integer as number, p.head::text, p.messages::bytea
 -- The running turns of a conversation, null if there is none; by turns_pending_idx.
 select exai.pending_turns_v1($1::text::uuid)::text as pending;
 
+-- name: find_messages
+-- repeat: read
+-- Messages by their keys, in one conversation or in all of an owner; by messages_key_idx.
+select p.place::integer, p.head::text, p.line::bytea
+  from exai.find_messages_v1($1::text, $2::text, $3::text[], $4::integer, $5::bigint) p;
+
 -- name: append
 -- repeat: keyed
--- Stores messages and file links once per request key; locks the conversation. On request a last row has the turn's
--- number among those of its tool.
+-- Stores messages and file links once per request key; locks the conversation, or makes it if the header asks for that. On
+-- request a last row has the turn's number among those of its tool.
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
   from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
-                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p
+                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint, $16::text[],
+                      $17::text[], $18::text::jsonb) p
 union all
 select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text, null::text, null::timestamptz,
        null::text, null::text, null::text
@@ -36,21 +43,22 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
 -- where others were read from a disk.
 select 'put'::text as part, f.place::bigint as seq, null::text as role, null::text as content,
        null::timestamptz as created_at, null::text as kind, null::text as turn_id, null::text as data
-  from (select $18::text::jsonb as described where $18::text is not null) g
- cross join lateral exai.put_files_v1($1::text, $17::text, g.described, $19::bytea) f
+  from (select $21::text::jsonb as described where $21::text is not null) g
+ cross join lateral exai.put_files_v1($1::text, $20::text, g.described, $22::bytea) f
 union all
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
   from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
-                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p
+                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint, $16::text[],
+                      $17::text[], $18::text::jsonb) p
 union all
 select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text, null::text, null::timestamptz,
        null::text, null::text, null::text
  where $15::boolean
 union all
-select 'linked'::text, exai.link_files_v1($1::text, $5::text, $16::text::jsonb)::bigint, null::text, null::text,
+select 'linked'::text, exai.link_files_v1($1::text, $5::text, $19::text::jsonb)::bigint, null::text, null::text,
        null::timestamptz, null::text, null::text, null::text
- where $16::text is not null;
+ where $19::text is not null;
 
 -- name: append_group
 -- repeat: never

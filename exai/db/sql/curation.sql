@@ -2,7 +2,8 @@
 -- repeat: keyed
 -- Makes a conversation that shares another one's beginning; once per request key, by turns_owner_key.
 select p.part::text, p.data::text
-  from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text) p;
+  from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text,
+                    $9::text) p;
 
 -- name: change_conversation
 -- repeat: keyed
@@ -95,10 +96,10 @@ select pg_catalog.count(*)::bigint as removed from gone;
 -- Messages from the oldest on, for exports, and at the beginning whether there are files; by the primary key of messages
 -- and conversation_files_pkey, in one snapshot.
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
-       p.turn_id::text, p.data::text
+       p.turn_id::text, p.data::text, p.key::text
   from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint) p
 union all
-select 'files', null::bigint, null::text, null::text, null::timestamptz, null::text, null::text, null::text
+select 'files', null::bigint, null::text, null::text, null::timestamptz, null::text, null::text, null::text, null::text
  where $3::bigint = 0 and exists (
    select from public.conversations c
      join public.conversation_files l on l.conversation_id = c.id
@@ -110,7 +111,8 @@ select 'files', null::bigint, null::text, null::text, null::timestamptz, null::t
 -- conversation.
 select p.part::text, p.data::text
   from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
-                      $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) p
+                      $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+                      $16::text[]) p
 union all
 select 'linked'::text, exai.link_files_v1($1::text, $5::text, $15::text::jsonb)::text
  where $15::text is not null;

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
+from exai.conversations.large import given_form
 from exai.mcp.features.results import ToolOutput
 from exai.models import ContentPart, Conversation, Message, Page
 from exai.tools.limits import COMMA, NOTHING, Size, size_of, surely_fits, take_text
@@ -104,7 +105,7 @@ def _whole(message: Message) -> MessageOutput:
         message.created_at.isoformat(),
         message.kind,
         message.turn_id,
-        message.metadata,
+        given_form(message).metadata,
     )
 
 

@@ -29,7 +29,7 @@ MESSAGES = [
     f'[true,"user","text",{AT},"message",null,{{}}]',
     '[1,"user","text",0,"message",null,{}]',
     '[1,"user","text","2026-01-02T03:04:05","message",null,{}]',
-    f'[1,"user","text",{AT},"message",null,{{}},"more"]',
+    f'[1,"user","text",{AT},"message",null,{{}},null,"more"]',
     f'[1,"user","text",{AT},"message",null]',
     '{"seq":1}',
     "null",

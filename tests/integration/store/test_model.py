@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multiple, rule, run_state_machine_as_test
 
 from exai.cache.entry import same_json
-from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations import Appended, AppendRequest, ChatRequest
 from exai.conversations.formats import Format, read_lines, read_markdown
 from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, NotFound
-from exai.models import Appended, ContinuationId, Message, NewMessage, Owner, Page
+from exai.models import ContinuationId, Message, NewMessage, Owner, Page
 from tests.fault.service import NO_PASS_S, Service, servers
 from tests.support.backend import flush
 

@@ -307,6 +307,8 @@ async def open_cluster(
                 "KIMI_API_KEY": "sk-test",
                 "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
                 "EXAI_LOG__LEVEL": "warning",
+                # A fault that comes at the next byte may come while a daemon starts.
+                "EXAI_START_WAIT_S": "30",
                 **settings,
             }
             member = Member(number, to_postgres, to_redis, env)

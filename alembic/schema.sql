@@ -79,6 +79,17 @@ CREATE UNIQUE INDEX contents_blob_idx ON exai.contents USING btree (blob_id);
 
 CREATE INDEX contents_storage_path_idx ON exai.contents USING btree (storage_path) WHERE (storage_path IS NOT NULL);
 
+create table exai.encryption_keys (
+    name text not null,
+    fingerprint text not null,
+    wrapped bytea not null,
+    is_first boolean,
+    added_at timestamp with time zone not null default now(),
+    constraint encryption_keys_pkey PRIMARY KEY (name),
+    constraint encryption_keys_first_key UNIQUE (is_first)
+);
+alter table exai.encryption_keys enable row level security;
+
 create table exai.message_words (
     conversation_id uuid not null,
     seq bigint not null,
@@ -627,7 +638,9 @@ begin
      where v.id = c.id and p_names[c.number] is not null),
   m as (
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind, u.content,
+    select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, c.id, c.next_seq + u.place) else u.content end,
            coalesce(u.metadata::jsonb, '{}'), c.at
       from claimed c
       join unnest(p_of, p_places, p_roles, p_kinds, p_contents, p_metadata)
@@ -773,7 +786,9 @@ begin
       select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
       on conflict do nothing)
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
+    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, v.id, t.first_seq + u.ord - 1) else u.content end, coalesce(u.metadata::jsonb, '{}'), v.updated_at
       from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 
@@ -1332,7 +1347,9 @@ begin
                updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-      select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
+      select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind,
+             case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+               then exai.place_v1(u.content, v.id, v.next_seq - v_count + u.ord - 1) else u.content end,
              coalesce(u.metadata::jsonb, '{}'), v_now
         from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
       t.reply_first_seq := v.next_seq - v_count;
@@ -2021,7 +2038,10 @@ begin
       v_known := exai.known_keys_v1(v.id, p_keys);
     end if;
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-    select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
+    select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, v.id, p_first_seq + u.ord - 1) else u.content end,
+           coalesce(u.metadata::jsonb, '{}'),
            case when u.known is null
                  and pg_catalog.row_number() over (partition by u.key order by u.ord) = 1 then u.key end,
            coalesce(u.at::timestamptz, v_now)
@@ -2048,7 +2068,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.index_messages_v1(p_limit integer, OUT o_indexed integer, OUT o_left bigint)
+CREATE OR REPLACE FUNCTION exai.index_messages_v1(p_limit integer, p_ids uuid[] DEFAULT '{}'::uuid[], p_seqs bigint[] DEFAULT '{}'::bigint[], p_texts text[] DEFAULT '{}'::text[], p_without boolean DEFAULT false, OUT o_indexed integer, OUT o_left bigint)
  RETURNS record
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -2089,8 +2109,12 @@ begin
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
-    said as (
-      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner, t.done
+    said as materialized (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, c.owner, t.done,
+             case when not starts_with(m.content, '$exai1$') then m.content
+                  when p_without then ''
+                  else (select g.text from unnest(p_ids, p_seqs, p_texts) g(id, seq, text)
+                         where g.id = m.conversation_id and g.seq = m.seq limit 1) end as content
         from taken t
         join public.conversations c on c.id = t.conversation_id
        cross join lateral (
@@ -2104,6 +2128,9 @@ begin
            order by x.seq
            limit p_limit)) m
        order by m.conversation_id, m.seq, t.done),
+    waiting_on as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
+      select s.conversation_id, s.seq, s.seq, s.done from said s where s.content is null),
     continued as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
@@ -2130,7 +2157,7 @@ begin
       on conflict (conversation_id, seq, part) do update
          set created_at = excluded.created_at, words = excluded.words
        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
-    select count(*)::integer into o_indexed from said;
+    select count(s.content)::integer into o_indexed from said s;
     perform gin_clean_pending_list('exai.message_words_words_idx');
   end if;
   select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
@@ -2442,6 +2469,20 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.place_v1(p_content text, p_conversation_id uuid, p_seq bigint)
+ RETURNS text
+ LANGUAGE sql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select case when p_content ~ E'^\x01\\$exai1\\$[a-z0-9_-]{1,32}\\$[A-Za-z0-9+/]+={0,2}\\$[A-Za-z0-9+/]{22}==$'
+  then substr(p_content, 2, length(p_content) - 25) || p_conversation_id::text || '$' || encode(
+    substring(sha256(decode(right(p_content, 24), 'base64') || uuid_send(p_conversation_id) || int8send(p_seq))
+              from 1 for 16), 'base64')
+  else p_content end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, storage_path text, created boolean)
  LANGUAGE plpgsql
@@ -2709,7 +2750,10 @@ begin
       if octet_length(r.content) > v_bytes or p_char_offset > 0 then
         exit walk when v_left < p_limit;
         v_chars := char_length(r.content);
-        r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
+        -- An encrypted content has no parts; the caller cuts it.
+        if not starts_with(r.content, '$exai1$') then
+          r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
+        end if;
         return query select json_build_object('chars', v_chars)::text, convert_to(exai.message_line_v1(r), 'UTF8');
         return;
       end if;
@@ -3113,6 +3157,11 @@ begin
        and (p_as_of is null or l.created_at <= p_as_of)
      order by octet_length(l.content), l.created_at desc
   loop
+    -- The caller alone can read it.
+    if starts_with(v_row.content, '$exai1$') then
+      o_unread := o_unread + 1;
+      continue;
+    end if;
     v_size := octet_length(v_row.content);
     if v_work + v_size / 32 > p_work or clock_timestamp() > p_stop then
       o_unread := o_unread + 1;
@@ -3209,6 +3258,8 @@ declare
   -- Work that the second pass may do after the first one has reached the limits. Small messages are read first.
   c_least_work constant bigint := 200000;
   c_least_time constant interval := '300 ms';
+  -- Largest encrypted message that is returned for its excerpt.
+  c_shown_bytes constant integer := 131072;
   v_terms tsquery[];
   v_groups integer[];
   v_excluded boolean[];
@@ -3294,7 +3345,9 @@ begin
       end if;
       return query
       select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
-             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
+             s.as_of,
+             case when not starts_with(s.content, '$exai1$') then e.o_excerpt
+                  when octet_length(s.content) <= c_shown_bytes then s.content end, e.o_cut_before, e.o_cut_after, v_words, v_level,
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
@@ -3309,7 +3362,8 @@ begin
                case when p_continuation_id is null then p_tags end,
                case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
                p_limit) s
-       cross join lateral exai.excerpt_v1(s.content, v_words) e
+       -- An encrypted message has no excerpt here; the caller makes it.
+       cross join lateral exai.excerpt_v1(case when starts_with(s.content, '$exai1$') then '' else s.content end, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
       exit when found;
     end if;
@@ -3391,7 +3445,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.similar_answers_v1(p_owner text, p_embedding text, p_rest text, p_vector real[], p_least double precision, p_age_s double precision, p_rows integer, p_limit integer)
- RETURNS TABLE(o_similarity double precision, o_question text, o_content text, o_metadata text, o_turn_metadata text, o_created_at timestamp with time zone)
+ RETURNS TABLE(o_similarity double precision, o_question text, o_content text, o_metadata text, o_turn_metadata text, o_created_at timestamp with time zone, o_conversation_id uuid, o_turn_id uuid, o_question_seq bigint, o_question_kind text, o_seq bigint, o_kind text)
  LANGUAGE plpgsql
  STABLE ROWS 5
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3422,17 +3476,18 @@ begin
        limit $7),
     measured as materialized (
       select n.conversation_id, n.question_seq, n.seq, %s as similarity from newest n)
-    select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at
+    select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at,
+           s.conversation_id, m.turn_id, s.question_seq, q.kind, s.seq, m.kind
       from (select x.* from measured x where x.similarity >= $5 order by x.similarity desc limit $8) s
       -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
       join lateral (
-        select y.seq, y.content
+        select y.seq, y.content, y.kind
           from public.messages y
          where y.conversation_id = s.conversation_id and y.seq >= s.question_seq
          order by y.seq
          limit 1) q on q.seq = s.question_seq
       join lateral (
-        select y.seq, y.turn_id, y.content, y.metadata, y.created_at
+        select y.seq, y.turn_id, y.content, y.kind, y.metadata, y.created_at
           from public.messages y
          where y.conversation_id = s.conversation_id and y.seq >= s.seq
          order by y.seq
@@ -3686,7 +3741,10 @@ begin
       returning 1),
     m as (
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-      select p_new_id, u.ord, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), u.key,
+      select p_new_id, u.ord, p_turn_id, u.role, u.kind,
+             case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+               then exai.place_v1(u.content, p_new_id, u.ord) else u.content end,
+             coalesce(u.metadata::jsonb, '{}'), u.key,
              coalesce(u.at::timestamptz, o_now)
         from c cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times)
              with ordinality u(role, kind, content, metadata, key, at, ord)),
@@ -3761,7 +3819,9 @@ begin
          where c.id = o_conversation_id and v_grows),
       m as (
         insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-        select o_conversation_id, coalesce(u.seq, v_next + u.ord - 1), p_turn_id, u.role, u.kind, u.content,
+        select o_conversation_id, coalesce(u.seq, v_next + u.ord - 1), p_turn_id, u.role, u.kind,
+               case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+                 then exai.place_v1(u.content, o_conversation_id, coalesce(u.seq, v_next + u.ord - 1)) else u.content end,
                coalesce(u.metadata::jsonb, '{}'), u.key, coalesce(u.at::timestamptz, o_now)
           from t cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times, v_known, o_seqs)
                with ordinality u(role, kind, content, metadata, key, at, known, seq, ord)

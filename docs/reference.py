@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, str] = {
     "retention": "Retention",
     "files": "Files",
     "requests": "Stored requests",
+    "store": "Encryption of stored content",
     "log": "Log",
     "telemetry": "Telemetry",
     "connect": "The command `exai connect`",

@@ -20,6 +20,7 @@ from exai.conversations.changes import changes_of
 from exai.conversations.turns.budgets import pricing_of
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
+from exai.db.encryption import open_codec
 from exai.db.migrations.extensions import install_vector
 from exai.db.migrations.revision import check_revision, expected_revision, explain_mismatch, revision_at
 from exai.embedded.launcher import Embedded, start_embedded
@@ -77,7 +78,7 @@ async def open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     repository = ConversationRepository(database)
     cache_url = _cache_url(settings, embedded)
     cache = await stack.enter_async_context(
-        open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
+        open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository), codec=database.codec)
     )
     await patience.until_open(lambda: _check_cache(cache, cache_url, required=settings.cache.required))
     providers = await stack.enter_async_context(
@@ -96,6 +97,9 @@ async def open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     embedder = await stack.enter_async_context(
         open_embedder(settings.answers, settings.providers, recorder, pricing_of(settings.budgets))
     )
+    if embedder is not None and database.codec.is_on and not settings.store.embeddings:
+        log.warning("embeddings_off", cure="set EXAI_STORE__EMBEDDINGS=true to store vectors of questions beside keys")
+        embedder = None
     background = await stack.enter_async_context(open_background())
     return Backends(
         settings,
@@ -173,6 +177,7 @@ async def _open_database(
             opening = open_pool(settings.database, recorder=recorder, url=url, is_shared=is_shared)
             database = await own.enter_async_context(opening)
             await check_revision(database)
+            database.codec = await open_codec(database, settings.store)
         except SchemaMismatch as error:
             raise await explain_mismatch(url or _given_url(settings), error) from error
         except DatabaseUnavailable as error:

@@ -77,7 +77,9 @@ begin
      where v.id = c.id and p_names[c.number] is not null),
   m as (
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind, u.content,
+    select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, c.id, c.next_seq + u.place) else u.content end,
            coalesce(u.metadata::jsonb, '{}'), c.at
       from claimed c
       join unnest(p_of, p_places, p_roles, p_kinds, p_contents, p_metadata)

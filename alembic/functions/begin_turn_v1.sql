@@ -93,7 +93,9 @@ begin
       select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
       on conflict do nothing)
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
+    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, v.id, t.first_seq + u.ord - 1) else u.content end, coalesce(u.metadata::jsonb, '{}'), v.updated_at
       from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 

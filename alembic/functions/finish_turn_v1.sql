@@ -50,7 +50,9 @@ begin
                updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-      select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
+      select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind,
+             case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+               then exai.place_v1(u.content, v.id, v.next_seq - v_count + u.ord - 1) else u.content end,
              coalesce(u.metadata::jsonb, '{}'), v_now
         from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
       t.reply_first_seq := v.next_seq - v_count;

@@ -92,7 +92,10 @@ begin
       v_known := exai.known_keys_v1(v.id, p_keys);
     end if;
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-    select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
+    select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind,
+           case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+             then exai.place_v1(u.content, v.id, p_first_seq + u.ord - 1) else u.content end,
+           coalesce(u.metadata::jsonb, '{}'),
            case when u.known is null
                  and pg_catalog.row_number() over (partition by u.key order by u.ord) = 1 then u.key end,
            coalesce(u.at::timestamptz, v_now)

@@ -7,7 +7,12 @@
 -- One session at a time, by an advisory lock that no session waits for. Messages leave the queue and enter the index
 -- in one transaction, so a message is in exactly one of the two, or in the queue and with outdated words. Merges the
 -- pending list of the GIN index, which searches would otherwise read sequentially.
-create or replace function exai.index_messages_v1(p_limit integer, out o_indexed integer, out o_left bigint)
+--
+-- The words of an encrypted message are those of its text in p_texts, hashes that the caller has made; without one it
+-- waits on, or with p_without it has no words.
+create or replace function exai.index_messages_v1(
+  p_limit integer, p_ids uuid[] default '{}', p_seqs bigint[] default '{}', p_texts text[] default '{}',
+  p_without boolean default false, out o_indexed integer, out o_left bigint)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
@@ -46,8 +51,12 @@ begin
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
-    said as (
-      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner, t.done
+    said as materialized (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, c.owner, t.done,
+             case when not starts_with(m.content, '$exai1$') then m.content
+                  when p_without then ''
+                  else (select g.text from unnest(p_ids, p_seqs, p_texts) g(id, seq, text)
+                         where g.id = m.conversation_id and g.seq = m.seq limit 1) end as content
         from taken t
         join public.conversations c on c.id = t.conversation_id
        cross join lateral (
@@ -61,6 +70,9 @@ begin
            order by x.seq
            limit p_limit)) m
        order by m.conversation_id, m.seq, t.done),
+    waiting_on as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
+      select s.conversation_id, s.seq, s.seq, s.done from said s where s.content is null),
     continued as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
@@ -87,7 +99,7 @@ begin
       on conflict (conversation_id, seq, part) do update
          set created_at = excluded.created_at, words = excluded.words
        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
-    select count(*)::integer into o_indexed from said;
+    select count(s.content)::integer into o_indexed from said s;
     perform gin_clean_pending_list('exai.message_words_words_idx');
   end if;
   select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left

@@ -30,6 +30,8 @@ declare
   -- Work that the second pass may do after the first one has reached the limits. Small messages are read first.
   c_least_work constant bigint := 200000;
   c_least_time constant interval := '300 ms';
+  -- Largest encrypted message that is returned for its excerpt.
+  c_shown_bytes constant integer := 131072;
   v_terms tsquery[];
   v_groups integer[];
   v_excluded boolean[];
@@ -115,7 +117,9 @@ begin
       end if;
       return query
       select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
-             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
+             s.as_of,
+             case when not starts_with(s.content, '$exai1$') then e.o_excerpt
+                  when octet_length(s.content) <= c_shown_bytes then s.content end, e.o_cut_before, e.o_cut_after, v_words, v_level,
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
@@ -130,7 +134,8 @@ begin
                case when p_continuation_id is null then p_tags end,
                case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
                p_limit) s
-       cross join lateral exai.excerpt_v1(s.content, v_words) e
+       -- An encrypted message has no excerpt here; the caller makes it.
+       cross join lateral exai.excerpt_v1(case when starts_with(s.content, '$exai1$') then '' else s.content end, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
       exit when found;
     end if;

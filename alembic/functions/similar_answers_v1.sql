@@ -10,7 +10,8 @@ create or replace function exai.similar_answers_v1(
   p_rows integer, p_limit integer)
 returns table (
   o_similarity double precision, o_question text, o_content text, o_metadata text, o_turn_metadata text,
-  o_created_at timestamptz)
+  o_created_at timestamptz, o_conversation_id uuid, o_turn_id uuid, o_question_seq bigint, o_question_kind text, o_seq bigint,
+  o_kind text)
 language plpgsql stable rows 5
 set search_path = pg_catalog, pg_temp
 as $$
@@ -40,17 +41,18 @@ begin
        limit $7),
     measured as materialized (
       select n.conversation_id, n.question_seq, n.seq, %s as similarity from newest n)
-    select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at
+    select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at,
+           s.conversation_id, m.turn_id, s.question_seq, q.kind, s.seq, m.kind
       from (select x.* from measured x where x.similarity >= $5 order by x.similarity desc limit $8) s
       -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
       join lateral (
-        select y.seq, y.content
+        select y.seq, y.content, y.kind
           from public.messages y
          where y.conversation_id = s.conversation_id and y.seq >= s.question_seq
          order by y.seq
          limit 1) q on q.seq = s.question_seq
       join lateral (
-        select y.seq, y.turn_id, y.content, y.metadata, y.created_at
+        select y.seq, y.turn_id, y.content, y.kind, y.metadata, y.created_at
           from public.messages y
          where y.conversation_id = s.conversation_id and y.seq >= s.seq
          order by y.seq

@@ -71,7 +71,10 @@ begin
       returning 1),
     m as (
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-      select p_new_id, u.ord, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), u.key,
+      select p_new_id, u.ord, p_turn_id, u.role, u.kind,
+             case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+               then exai.place_v1(u.content, p_new_id, u.ord) else u.content end,
+             coalesce(u.metadata::jsonb, '{}'), u.key,
              coalesce(u.at::timestamptz, o_now)
         from c cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times)
              with ordinality u(role, kind, content, metadata, key, at, ord)),
@@ -146,7 +149,9 @@ begin
          where c.id = o_conversation_id and v_grows),
       m as (
         insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
-        select o_conversation_id, coalesce(u.seq, v_next + u.ord - 1), p_turn_id, u.role, u.kind, u.content,
+        select o_conversation_id, coalesce(u.seq, v_next + u.ord - 1), p_turn_id, u.role, u.kind,
+               case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
+                 then exai.place_v1(u.content, o_conversation_id, coalesce(u.seq, v_next + u.ord - 1)) else u.content end,
                coalesce(u.metadata::jsonb, '{}'), u.key, coalesce(u.at::timestamptz, o_now)
           from t cross join unnest(p_roles, p_kinds, p_contents, p_metadata, p_keys, p_times, v_known, o_seqs)
                with ordinality u(role, kind, content, metadata, key, at, known, seq, ord)

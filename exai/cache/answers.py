@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from exai.cache.redis.client import RedisClient
 from exai.cache.redis.scripts import Scripts
+from exai.encryption.codec import PLAIN, Codec
 from exai.errors import CacheError
 from exai.models import Owner
 
@@ -33,8 +34,8 @@ class AnswerLimits:
 class AnswerEntries:
     """Answers in Redis; without a client there are none, and `is_on` is false."""
 
-    def __init__(self, client: RedisClient | None, scripts: Scripts) -> None:
-        self._client, self._scripts = client, scripts
+    def __init__(self, client: RedisClient | None, scripts: Scripts, codec: Codec = PLAIN) -> None:
+        self._client, self._scripts, self._codec = client, scripts, codec
 
     @property
     def is_on(self) -> bool:
@@ -46,15 +47,18 @@ class AnswerEntries:
         if self._client is None:
             return None
         group, keys = answer_keys(owner, self._client.groups)
+        name = self._codec.blind(owner, name)
         args = (name, _milliseconds(limits.ttl_s))
         reply = await self._client.run(self._scripts.find_answer, group, keys, args)
-        return reply if isinstance(reply, bytes) else None
+        return self._codec.opened_entry(owner, name, reply) if isinstance(reply, bytes) else None
 
     async def keep(self, owner: Owner, name: str, answer: bytes, limits: AnswerLimits) -> bool:
         """Store an answer: 1 Redis round trip. Return whether it is stored; a failure is no error."""
         if self._client is None:
             return False
         group, keys = answer_keys(owner, self._client.groups)
+        name = self._codec.blind(owner, name)
+        answer = self._codec.entry(owner, name, answer)
         args = (name, answer, _milliseconds(limits.ttl_s), MAX_ANSWERS, limits.owner_max_bytes)
         try:
             return await self._client.run(self._scripts.keep_answer, group, keys, args) == 1

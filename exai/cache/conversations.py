@@ -39,11 +39,12 @@ import structlog
 from exai.background import running
 from exai.cache.answers import AnswerEntries
 from exai.cache.entry import (
+    MICROSECOND,
     Origin,
     cache_keys,
-    decode_header,
+    decode_entry,
+    encode_change,
     encode_entry,
-    encode_header,
 )
 from exai.cache.erasing import CacheErasure
 from exai.cache.min_revisions import MinRevisions
@@ -52,15 +53,16 @@ from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss
 from exai.cache.redis.address import parse_address
 from exai.cache.redis.batching import ScriptBatcher
 from exai.cache.redis.client import RedisClient
-from exai.cache.redis.connection import Argument, RedisReply
+from exai.cache.redis.connection import Argument
 from exai.cache.redis.faults import CacheAway
 from exai.cache.redis.scripts import Scripts, load_scripts
 from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
 from exai.cache.verification import Verifier
+from exai.encryption.codec import PLAIN, Codec
 from exai.errors import CacheError
 from exai.models import PAGE_MESSAGES, Commit, ConversationKey, Recorder, Source
-from exai.pages import Undecodable, Unencodable, decode_page, encode_page
+from exai.pages import Undecodable, Unencodable
 from exai.resilience import Clock, Random
 from exai.settings.load import CacheSettings
 
@@ -74,8 +76,6 @@ UNCOVERED_MAX_AGE_S: Final = 600.0
 ANY_REVISION: Final = 0
 NO_REVISION: Final = 2**53 - 1
 """Greater than any revision: the largest integer that Lua, whose numbers are doubles, compares exactly."""
-
-MICROSECOND: Final = 1_000_000
 
 APPLIED: Final = {1: "appended", 2: "stored", 3: "current", 4: "absent", 5: "removed"}
 
@@ -96,9 +96,11 @@ class ConversationCache:
         scripts: Scripts,
         recorder: Recorder,
         *,
+        codec: Codec = PLAIN,
         rand: Random = random.random,
         clock: Clock = time.monotonic,
     ) -> None:
+        self._codec = codec
         self._client, self._reconciler, self._settings = client, reconciler, settings
         self._applies = ScriptBatcher(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
@@ -109,7 +111,7 @@ class ConversationCache:
         self._tokens = itertools.count(1)
         self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
-        self.answers = AnswerEntries(client, scripts)
+        self.answers = AnswerEntries(client, scripts, codec)
         self.erasure = CacheErasure(client)
 
     async def read_through(
@@ -218,7 +220,7 @@ class ConversationCache:
         where = cache_keys(key, self._client.groups)
         try:
             reply = await self._client.run(self._scripts.peek, where.group, (where.entry, where.watermark), ())
-            hit = _decode(key, reply) if isinstance(reply, list) else None
+            hit = decode_entry(key, reply, self._codec) if isinstance(reply, list) else None
         except (CacheError, Undecodable):
             return None
         fit = hit is not None and hit.age_s <= max_age_s and hit.revision >= minimum
@@ -281,7 +283,7 @@ class ConversationCache:
         match reply:
             case [1, *entry]:
                 try:
-                    return _decode(key, entry)
+                    return decode_entry(key, entry, self._codec)
                 except Undecodable:
                     self._recorder.count("cache_undecodable_total")
                 # Demanding `NO_REVISION` treats the entry as too old: the reply is a miss or a wait, never this entry
@@ -326,7 +328,7 @@ class ConversationCache:
             added, preloaded = None, None
         if added is not None:
             try:
-                header, page, count = encode_header(conversation), encode_page(added), len(added)
+                header, page, count = *encode_change(conversation, added, self._codec), len(added)
             except Unencodable:
                 self._recorder.count("cache_unencodable_total")
         if preloaded is not None:
@@ -349,6 +351,7 @@ class ConversationCache:
             origin,
             self._entry_bytes,
             page=loaded.page,
+            codec=self._codec,
         )
 
     def _ttl_ms(self) -> int:
@@ -356,27 +359,9 @@ class ConversationCache:
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
 
 
-def _decode(key: ConversationKey, entry: list[RedisReply]) -> Hit:
-    match entry:
-        case [
-            int() as revision,
-            int() as age_us,
-            bytes() as older,
-            bytes() as header,
-            bytes() as page,
-            bytes() as tail,
-        ]:
-            conversation, messages = decode_header(header, key, revision), decode_page(page, tail)
-            # Page and tail together may hold more than the newest page. The surplus messages are older ones.
-            complete = older == b"0" and len(messages) <= PAGE_MESSAGES
-            return Hit(conversation, messages[-PAGE_MESSAGES:], complete, max(age_us, 0) / MICROSECOND)
-        case _:
-            raise Undecodable("entry")
-
-
 @asynccontextmanager
 async def open_cache(
-    settings: CacheSettings, url: str | None, *, recorder: Recorder, changes: ChangesSince
+    settings: CacheSettings, url: str | None, *, recorder: Recorder, changes: ChangesSince, codec: Codec = PLAIN
 ) -> AsyncIterator[ConversationCache]:
     """Open the cache at `url` and reconcile it in the background; without a URL every read is `Unavailable("off")`.
 
@@ -385,11 +370,11 @@ async def open_cache(
     """
     scripts = load_scripts()
     if url is None:
-        yield ConversationCache(None, None, settings, scripts, recorder)
+        yield ConversationCache(None, None, settings, scripts, recorder, codec=codec)
         return
     client = RedisClient(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
     reconciler = Reconciler(client, scripts, changes, settings, recorder)
-    cache = ConversationCache(client, reconciler, settings, scripts, recorder)
+    cache = ConversationCache(client, reconciler, settings, scripts, recorder, codec=codec)
     try:
         async with running("cache-reconciliation", reconciler.run()):
             yield cache

@@ -21,12 +21,16 @@ from urllib.parse import quote
 
 import orjson
 
-from exai.cache.redis.connection import Argument
+from exai.cache.records import Hit
+from exai.cache.redis.connection import Argument, RedisReply
+from exai.encryption.codec import PLAIN, Codec, Unseen, home_of, is_unreadable
 from exai.models import PAGE_MESSAGES, Conversation, ConversationId, ConversationKey, Message, PendingTurn
-from exai.pages import Undecodable, Unencodable, encode_json, encode_page
+from exai.pages import Undecodable, Unencodable, decode_page, encode_json, encode_page
 
 FORMAT: Final = 2
 """Part of every key. A release with another encoding uses other keys and so never reads entries of this one."""
+
+MICROSECOND: Final = 1_000_000
 
 MAX_CACHED_KEYS: Final = 4_096
 """Number of conversations whose key names are cached, because building them costs more than their use."""
@@ -121,6 +125,29 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
         raise Undecodable("header") from error
 
 
+def decode_entry(key: ConversationKey, entry: list[RedisReply], codec: Codec) -> Hit:
+    """Return an entry as the scripts return it. Raises `Undecodable`."""
+    match entry:
+        case [
+            int() as revision,
+            int() as age_us,
+            bytes() as older,
+            bytes() as header,
+            bytes() as page,
+            bytes() as tail,
+        ]:
+            conversation = codec.opened_conversation(decode_header(header, key, revision))
+            messages = codec.opened(home_of(conversation), decode_page(page, tail))
+            if has_unreadable(conversation, messages):
+                # Written with a key that this process lacks, or has lacked since; the database decides.
+                raise Undecodable("encrypted")
+            # Page and tail together may hold more than the newest page. The surplus messages are older ones.
+            complete = older == b"0" and len(messages) <= PAGE_MESSAGES
+            return Hit(conversation, messages[-PAGE_MESSAGES:], complete, max(age_us, 0) / MICROSECOND)
+        case _:
+            raise Undecodable("entry")
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Origin of a page: generation and time of the READ that granted its lease, and the server epoch."""
@@ -138,6 +165,7 @@ def encode_entry(
     max_bytes: int,
     *,
     page: bytes | None = None,
+    codec: Codec = PLAIN,
 ) -> tuple[Argument, ...] | None:
     """Return the field names and values of a complete entry, None if it is too large or cannot be encoded.
 
@@ -146,7 +174,7 @@ def encode_entry(
     if len(messages) > PAGE_MESSAGES:
         messages, complete, page = messages[-PAGE_MESSAGES:], False, None
     try:
-        header, page = encode_header(conversation), encode_page(messages) if page is None else page
+        header, page = encode_change(conversation, messages, codec, page=page)
     except Unencodable:
         return None
     if len(header) + len(page) > max_bytes:
@@ -156,6 +184,24 @@ def encode_entry(
         *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
         *("tail", b"", "page", page),
     )
+
+
+def encode_change(
+    conversation: Conversation, messages: tuple[Message, ...], codec: Codec, *, page: bytes | None = None
+) -> tuple[bytes, bytes]:
+    """Return a header and messages as an entry holds them; `page` are the messages if they are encoded.
+
+    Raises `Unencodable`, also for what could not be decrypted.
+    """
+    if has_unreadable(conversation, messages):
+        raise Unencodable("encrypted")
+    header = encode_header(codec.cached_header(conversation))
+    return header, encode_page(codec.cached(conversation, messages)) if page is None else page
+
+
+def has_unreadable(conversation: Conversation, messages: tuple[Message, ...]) -> bool:
+    """Return whether something could not be decrypted."""
+    return isinstance(conversation.metadata, Unseen) or any(map(is_unreadable, messages))
 
 
 Shown: TypeAlias = tuple[Conversation, tuple[Message, ...]]

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import orjson
 
-from exai.db.driver.pool import Database
-from exai.models import ConversationId, Owner, TurnId
+from exai.db.driver.pool import Database, Record
+from exai.encryption.codec import Home, is_unreadable
+from exai.models import ConversationId, Message, Owner, TurnId
 
 MAX_OWNER_ROWS: Final = 1_000
 """Maximum number of rows of one owner; a further one removes the oldest."""
@@ -66,30 +67,43 @@ class AnswerRepository:
     """Answers by their questions' vectors, in Postgres."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
 
     async def similar(self, question: Question, *, least: float, age_s: float) -> list[SimilarAnswer]:
         """Return answers to the most similar questions, at least `least` and not older. Raises `DatabaseError`."""
         rows = await self._database.fetch(
-            "similar_answers", question.owner, question.embedding, question.rest, list(question.vector), least, age_s,
+            "similar_answers", question.owner, question.embedding, self._codec.blind(question.owner, question.rest),
+            list(question.vector), least, age_s,
             MAX_COMPARED, MAX_FOUND,
         )  # fmt: skip
-        return [
-            SimilarAnswer(
-                similarity=row["similarity"],
-                question=row["question"],
-                content=row["content"],
-                metadata=orjson.loads(row["metadata"]),
-                turn_metadata=orjson.loads(row["turn_metadata"] or "{}"),
-                answered_at=row["created_at"],
-            )
-            for row in rows
-        ]
+        found = (self._answer(question.owner, row) for row in rows)
+        return [each for each in found if each is not None]
+
+    def _answer(self, owner: Owner, row: Record) -> SimilarAnswer | None:
+        """Return the answer in a row, None if it cannot be decrypted."""
+        codec, at = self._codec, row["created_at"]
+        messages = (
+            Message(row["question_seq"], "user", row["question"], at, row["question_kind"]),
+            Message(row["seq"], "assistant", row["content"], at, row["kind"], None, orjson.loads(row["metadata"])),
+        )
+        asked, answered = codec.opened(Home(owner, row["conversation_id"]), messages)
+        if is_unreadable(asked) or is_unreadable(answered):
+            return None
+        facts = orjson.loads(row["turn_metadata"] or "{}")
+        return SimilarAnswer(
+            similarity=row["similarity"],
+            question=asked.content,
+            content=answered.content,
+            metadata=answered.metadata,
+            turn_metadata=codec.opened_document(owner, (row["turn_id"] or "",), facts),
+            answered_at=at,
+        )
 
     async def keep(self, question: Question, place: AnswerPlace, *, age_s: float) -> bool:
         """Store the place of an answer; return whether its conversation exists. Raises `DatabaseError`."""
         rows = await self._database.fetch(
-            "keep_answer", question.owner, question.embedding, question.rest, question.digest, list(question.vector),
+            "keep_answer", question.owner, question.embedding, self._codec.blind(question.owner, question.rest),
+            self._codec.blind(question.owner, question.digest), list(question.vector),
             place.conversation_id, place.question_seq, place.seq, MAX_OWNER_ROWS, age_s,
         )  # fmt: skip
         return bool(rows)

@@ -24,7 +24,6 @@ from exai.db.records import (
     ConversationChange,
     FoundMessage,
     StoredPage,
-    TurnStart,
 )
 from exai.db.rows import (
     Columns,
@@ -33,11 +32,15 @@ from exai.db.rows import (
     commit_of,
     conversation_of,
     files_of,
+    identity_of,
     keys_of,
     pending_of,
+    stored_header,
     stored_of,
+    stored_title,
     times_of,
 )
+from exai.encryption.codec import home_of
 from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     PAGE_BYTES,
@@ -57,6 +60,9 @@ from exai.pages import JOINT, decode_page
 
 NEWEST: Final = (None, 0, PAGE_MESSAGES, PAGE_BYTES, 0)
 """Arguments of the newest page: `before_seq`, messages to skip, maximum messages, maximum bytes, `char_offset`."""
+
+CHAR_BYTES: Final = 4
+"""Largest size of a character, by which a number of bytes is a number of characters in any text."""
 
 MAX_OFFSET: Final = 2**31 - 2
 """No text has more characters."""
@@ -90,7 +96,7 @@ class ConversationRepository:
     """Conversations and their messages, in Postgres. Methods with an owner access only that owner's rows."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
         share = PoolShare(database.usage()[2], database.network)
         self._appends = AppendBatcher(database, share, self._append_one)
         self._page_reads = PageReadBatcher(database, share)
@@ -130,15 +136,17 @@ class ConversationRepository:
         if not rows:
             raise NotFound("conversation", key.continuation_id, "conversation_list lists them")
         head = orjson.loads(rows[0]["head"])
+        conversation = conversation_of(head["conversation"], self._codec)
         page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
-        messages = decode_page(page)
+        stored = decode_page(page)
+        messages = self._codec.opened(home_of(conversation), stored)
         # Numbers start at 1 and have no gaps, so older messages exist exactly if the lowest number is above 1.
         has_older = bool(messages) and messages[0].seq > 1
         last = rows[-1]["head"] if len(rows) > 1 else None
         part = ContentPart(char_offset, orjson.loads(last)["chars"]) if last else None
-        return StoredPage(
-            conversation_of(head["conversation"]), messages, has_older, head["server_epoch"], page, part=part
-        )
+        if part is not None and messages[0] is not stored[0]:
+            messages, part = _cut(messages[0], char_offset, budget_bytes)
+        return StoredPage(conversation, messages, has_older, head["server_epoch"], page, part=part)
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
@@ -153,19 +161,19 @@ class ConversationRepository:
         """
         is_plain = start.header is None and not any(each.key or each.created_at for each in start.messages)
         if start.counts_steps or files_of(start) is not None or not is_plain:
-            return await self._append_one(start, columns_of(start.messages))
+            return await self._append_one(start, columns_of(start.messages, start.owner, self._codec))
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         keys = keys_of(start.messages) if start.messages or start.creates else None
-        facts = (keys, times_of(start.messages), start.header)
+        facts = (keys, times_of(start.messages), stored_header(start, self._codec))
         rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps, *facts)
-        given = (*identity_of(start), start.title, *rest)
+        given = (*identity_of(start, self._codec), stored_title(start, self._codec), *rest)
         if (files := files_of(start)) is not None:
             rows = await self._database.fetch("append_with_files", *given, *files)
         else:
             rows = await self._database.fetch("append", *given)
-        answer = RowsByPart(rows)
+        answer = RowsByPart(rows, self._codec)
         head, status = answer.head, answer.head["status"]
         seqs = tuple(head["seqs"]) if head.get("seqs") else None
         stored: tuple[Message, ...] | None = tuple(answer.part("stored"))
@@ -178,7 +186,9 @@ class ConversationRepository:
         is_stored, is_repeated = status in {"appended", "duplicate"}, status == "duplicate"
         return AppendResult(
             status=status,
-            commit=commit_of(head, stored, is_listed=is_made, is_repeated=is_repeated) if is_stored else None,
+            commit=commit_of(head, self._codec, stored, is_listed=is_made, is_repeated=is_repeated)
+            if is_stored
+            else None,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
             current_revision=head["revision"] or 0,
@@ -206,10 +216,11 @@ class ConversationRepository:
         found = [row for row in rows if row["place"]]
         if any(row["line"] is None for row in found):
             raise InvalidArgument("keys", f"name messages of more than {budget_bytes:,} bytes", "Ask for fewer at once")
+        named = [(conversation_of(orjson.loads(row["head"] or rows[0]["head"]), self._codec), row) for row in found]
         return tuple(
-            FoundMessage(conversation_of(orjson.loads(row["head"] or rows[0]["head"])).continuation_id, message)
-            for row in found
-            for message in decode_page(row["line"])
+            FoundMessage(conversation.continuation_id, message)
+            for conversation, row in named
+            for message in self._codec.opened(home_of(conversation), decode_page(row["line"]))
         )
 
     async def list_conversations(
@@ -224,10 +235,10 @@ class ConversationRepository:
         after = read_cursor(cursor) if cursor else FIRST_PAGE
         place = (owner, limit + 1, after.updated_at, after.id)
         name = "list_conversations" if only.turns is None else "list_conversations_by_turns"
-        rows = await self._database.fetch(name, *place, *only.arguments(), LIST_BYTES)
+        rows = await self._database.fetch(name, *place, *only.arguments(self._codec), LIST_BYTES)
         found = tuple(
             replace(
-                conversation_of(orjson.loads(row["header"])),
+                conversation_of(orjson.loads(row["header"]), self._codec),
                 deleted_at=row["deleted_at"],
                 newest_kind=row["newest_kind"],
             )
@@ -250,17 +261,13 @@ class ConversationRepository:
         return Changes(rows[0]["xmin"], rows[0]["server_epoch"], changed[:CHANGES_LIMIT], truncated)
 
 
-def identity_of(start: AppendStart | TurnStart) -> tuple[str | None, ...]:
-    """Return the first arguments of the functions that claim a request key."""
-    return (
-        start.owner,
-        start.continuation_id,
-        start.new_conversation_id,
-        start.turn_id,
-        start.request_key,
-        start.request_hash,
-        start.tool,
-    )
+def _cut(message: Message, char_offset: int, budget_bytes: int) -> tuple[tuple[Message, ...], ContentPart | None]:
+    """Return a message with the part of its content that the database returns of one that is not encrypted."""
+    chars, most = len(message.content), budget_bytes // CHAR_BYTES
+    if char_offset == 0 and chars <= most:
+        return (message,), None
+    part = message.content[char_offset : char_offset + most]
+    return (message._replace(content=part),), ContentPart(char_offset, chars)
 
 
 def just_stored(

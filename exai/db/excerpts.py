@@ -17,6 +17,10 @@ ELLIPSIS: Final = "…"
 TRIM_CHARS: Final = 30
 """A word that the excerpt's end cuts is left out if it is no longer than this."""
 
+WINDOW_CHARS: Final = 320
+BEFORE_CHARS: Final = 80
+EXAMINED_CHARS: Final = 100_000
+
 TOGETHER: Final = "\u0e00"
 """Scripts that put no spaces between words come after this, so any letter may be a word's first or last."""
 
@@ -44,6 +48,13 @@ def mark(excerpt: str, words: Sequence[str], *, cut_before: bool, cut_after: boo
         last = end
     shown = "".join((*marked, text[last:]))
     return f"{f'{ELLIPSIS} ' if cut_before else ''}{shown}{f' {ELLIPSIS}' if cut_after else ''}"
+
+
+def excerpt_of(text: str, words: Sequence[str]) -> tuple[str, bool, bool]:
+    """Return the part of a text around the first of the words, as exai.excerpt_v1 does, and where it is cut."""
+    found = _found(text[:EXAMINED_CHARS], words)
+    begin = max(min((start for start, _ in found), default=0) - BEFORE_CHARS, 0) if len(text) > WINDOW_CHARS else 0
+    return text[begin : begin + WINDOW_CHARS], begin > 0, begin + WINDOW_CHARS < len(text)
 
 
 def _found(text: str, words: Sequence[str]) -> list[Span]:

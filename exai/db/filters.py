@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from exai.db.rows import json_of
+from exai.encryption.codec import Codec
+from exai.encryption.envelope import MARK
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_KIND_CHARS,
@@ -24,6 +26,8 @@ from exai.validation import (
     check_text,
     check_time,
 )
+
+UNREAD: Final = re.escape(MARK)
 
 MAX_PART_CHARS: Final = 200
 
@@ -61,9 +65,15 @@ class ListFilter:
         """Return tool and model of the wanted turns, None if conversations are not filtered by their turns."""
         return None if self.tool is None and self.model is None else (self.tool, self.model)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the statement's arguments, None for each unused filter; those of `turns` only if they are used."""
+    def arguments(self, codec: Codec) -> tuple[Any, ...]:
+        """Return the statement's arguments, None for each unused filter; those of `turns` only if they are used.
+
+        Raises `InvalidArgument` for a filter by what is encrypted. Titles that are encrypted have no `part`.
+        """
+        codec.check_filter("metadata", is_given=bool(self.metadata))
         labels, part = labels_of(self.tags, self.metadata), part_of(self.part)
+        if part[1] is not None and codec.is_on:
+            part = (part[0], f"^(?!{UNREAD}).*({part[1]})")
         return (self.deleted, *labels, *part, *(self.turns or ()), self.since, self.until)
 
 

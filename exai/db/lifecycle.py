@@ -102,7 +102,7 @@ class CurationRepository:
     """Forks, changes, deletes and purges conversations."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
 
     async def fork(
         self,
@@ -118,12 +118,14 @@ class CurationRepository:
 
         The messages are shared, not copied. Raises a `DatabaseError`.
         """
-        identity = (*key, new_conversation_id, request.turn_id, request.key, request.digest)
-        head = _head(await self._database.fetch("fork", *identity, at_seq, title, name))
+        digest = self._codec.blind(key.owner, request.digest)
+        identity = (*key, new_conversation_id, request.turn_id, request.key, digest)
+        stored_title = self._codec.title(key.owner, name or new_conversation_id, title)
+        head = _head(await self._database.fetch("fork", *identity, at_seq, stored_title, name))
         header = head["conversation"]
         if not header:
             return Forked(head["status"], None, head["last_seq"])
-        fork = conversation_of(header)
+        fork = conversation_of(header, self._codec)
         is_repeated = head["status"] == "duplicate"
         base = fork.revision if is_repeated else head["base_revision"]
         commit = Commit(fork, base, fork.revision, head["server_epoch"], is_listed=True, is_repeated=is_repeated)
@@ -184,12 +186,17 @@ class CurationRepository:
         document: dict[str, Any],
         expected: int | None,
     ) -> Changed:
-        identity = (*key, request.turn_id, request.key, request.digest, request.tool)
+        codec = self._codec
+        identity = (*key, request.turn_id, request.key, codec.blind(key.owner, request.digest), request.tool)
+        if document.get("title") is not None:
+            document["title"] = codec.title(*key, document["title"])
+        if "metadata" in document:
+            document["metadata"] = codec.document(*key, document["metadata"])
         text = json_of(document)
         head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
         status: ChangeStatus = head["status"]
         is_refused = status in ("not_found", "conflict_revision", "conflict_key")
-        commit = None if is_refused else commit_of(head, is_listed=True, is_repeated=status == "duplicate")
+        commit = None if is_refused else commit_of(head, codec, is_listed=True, is_repeated=status == "duplicate")
         return Changed(status, commit, head.get("revision") or 0)
 
 

@@ -7,7 +7,7 @@ JSON document of facts in the last column, every other row is a message. Exports
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -16,6 +16,8 @@ import asyncpg
 import orjson
 
 from exai.db.records import AppendStart, StoredReply, TurnStart
+from exai.encryption.codec import Codec, home_of, require_readable
+from exai.encryption.envelope import MARK
 from exai.models import (
     Commit,
     ContinuationId,
@@ -42,21 +44,28 @@ _make_message = tuple.__new__
 class RowsByPart:
     """The rows of one answer, sorted by part."""
 
-    __slots__ = ("at", "head", "parts")
+    __slots__ = ("_codec", "at", "head", "parts")
 
-    def __init__(self, rows: Sequence[asyncpg.Record]) -> None:
+    def __init__(self, rows: Sequence[asyncpg.Record], codec: Codec) -> None:
+        self._codec = codec
         self.head: dict[str, Any] = {}
         self.at: datetime | None = None
         self.parts: dict[str, list[Message]] = {}
+        is_sealed = False
         for part, seq, role, content, at, kind, turn_id, data, *more in rows:
             if part == "head":
                 self.head, self.at = orjson.loads(data), at
                 continue
             metadata = _object_of(data) if data else NO_METADATA
+            is_sealed = is_sealed or (content is not None and content.startswith(MARK))
             message = _make_message(
                 Message, (seq, role, content, at, kind, turn_id, metadata, more[0] if more else None)
             )
             self.parts.setdefault(part, []).append(message)
+        conversation = self.conversation if is_sealed else None
+        if conversation is not None:
+            home = home_of(conversation)
+            self.parts = {part: list(codec.opened(home, messages)) for part, messages in self.parts.items()}
 
     def part(self, name: str) -> list[Message]:
         """Return the messages of a part in the order of their rows."""
@@ -72,7 +81,7 @@ class RowsByPart:
     def conversation(self) -> Conversation | None:
         """Return the conversation, None if the answer has no header."""
         header = self.head.get("conversation")
-        return conversation_of(header) if header else None
+        return conversation_of(header, self._codec) if header else None
 
 
 def _object_of(data: str) -> Mapping[str, Any]:
@@ -81,9 +90,9 @@ def _object_of(data: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def conversation_of(header: Mapping[str, Any]) -> Conversation:
+def conversation_of(header: Mapping[str, Any], codec: Codec) -> Conversation:
     """Return the conversation from a document of `exai.header_v1`."""
-    return Conversation(
+    stored = Conversation(
         id=ConversationId(header["id"]),
         continuation_id=ContinuationId(header["continuation_id"]),
         owner=Owner(header["owner"]),
@@ -102,6 +111,7 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
         former_name=header.get("former_name"),
         cut_from=tuple(header.get("cut_from") or ()),
     )
+    return codec.opened_conversation(stored)
 
 
 def pending_of(turns: Sequence[Mapping[str, Any]] | None) -> tuple[PendingTurn, ...]:
@@ -111,6 +121,7 @@ def pending_of(turns: Sequence[Mapping[str, Any]] | None) -> tuple[PendingTurn, 
 
 def commit_of(
     head: Mapping[str, Any],
+    codec: Codec,
     added: tuple[Message, ...] | None = None,
     *,
     is_listed: bool = False,
@@ -122,7 +133,7 @@ def commit_of(
         return None
     base_revision = head["base_revision"] or 0
     return Commit(
-        conversation=conversation_of(header),
+        conversation=conversation_of(header, codec),
         base_revision=base_revision,
         revision=head["revision"] or 0,
         server_epoch=head["server_epoch"],
@@ -138,9 +149,10 @@ def time_of(text: str) -> datetime:
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
-def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:
-    """Return the reply of a finished turn; the last message is the answer."""
+def reply_of(turn: Mapping[str, Any], messages: Sequence[Message], owner: Owner, codec: Codec) -> StoredReply:
+    """Return the reply of a finished turn; the last message is the answer. Raises `ContentUnreadable`."""
     last = messages[-1] if messages else None
+    require_readable(messages)
     return StoredReply(
         content=last.content if last else "",
         seq=turn["reply_last_seq"],
@@ -152,7 +164,7 @@ def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredRepl
             cached_tokens=turn["cached_tokens"] or 0,
             reasoning_tokens=turn["reasoning_tokens"] or 0,
         ),
-        metadata=turn["metadata"],
+        metadata=codec.opened_document(owner, (turn["id"],), turn["metadata"]),
         cost_usd=None if turn["cost"] is None else Decimal(str(turn["cost"])),
         message=last,
     )
@@ -175,13 +187,31 @@ def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn
     )
 
 
-def columns_of(messages: Sequence[NewMessage]) -> Columns:
-    """Return messages as the four arrays that the functions take."""
+def stored_title(start: AppendStart | TurnStart, codec: Codec) -> str | None:
+    """Return the title as it is stored with a conversation that the statement creates."""
+    return codec.title(start.owner, start.continuation_id or start.new_conversation_id, start.title)
+
+
+def stored_header(start: AppendStart, codec: Codec) -> str | None:
+    """Return the document of further facts as it is stored with a conversation that the statement creates."""
+    name, made = start.continuation_id or start.new_conversation_id, dict(start.made)
+    if made.get("title") is not None:
+        made["title"] = codec.title(start.owner, name, made["title"])
+    if made.get("metadata"):
+        made["metadata"] = codec.document(start.owner, name, made["metadata"])
+    return replace(start, made=made).header if made else start.header
+
+
+def identity_of(start: AppendStart | TurnStart, codec: Codec) -> tuple[str | None, ...]:
+    """Return the first arguments of the functions that claim a request key."""
     return (
-        [message.role for message in messages],
-        [message.content for message in messages],
-        [message.kind for message in messages],
-        [json_of(message.metadata) if message.metadata else None for message in messages],
+        start.owner,
+        start.continuation_id,
+        start.new_conversation_id,
+        start.turn_id,
+        start.request_key,
+        codec.blind(start.owner, start.request_hash),
+        start.tool,
     )
 
 
@@ -195,6 +225,12 @@ def times_of(messages: Sequence[NewMessage]) -> list[str | None] | None:
     """Return the times of messages as texts, None if no message has one."""
     times = [message.created_at.isoformat() if message.created_at else None for message in messages]
     return times if any(times) else None
+
+
+def columns_of(messages: Sequence[NewMessage], owner: Owner, codec: Codec) -> Columns:
+    """Return messages as the four arrays that the functions take."""
+    contents, metadata = codec.columns(owner, messages)
+    return [message.role for message in messages], contents, [message.kind for message in messages], metadata
 
 
 def json_of(value: Mapping[str, Any]) -> str:

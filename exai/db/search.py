@@ -6,19 +6,23 @@ cover. The index affects only the speed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from exai.db.cursors import SearchPlace, read_search_cursor, write_search_cursor
-from exai.db.driver.pool import Database
+from exai.db.driver.pool import Database, Record
 from exai.db.driver.translate import DEPENDENCY
-from exai.db.excerpts import mark
+from exai.db.excerpts import excerpt_of, mark
 from exai.db.filters import labels_of
-from exai.errors import DatabaseBusy
+from exai.encryption.codec import PLAIN, Home, is_unreadable
+from exai.encryption.envelope import MARK
+from exai.encryption.words import HashedQuery
+from exai.errors import ContentUnreadable, DatabaseBusy, NotConfigured
 from exai.fairness import Places
-from exai.models import ContinuationId, Owner, Role
+from exai.models import ContinuationId, Message, Owner, Role
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -37,6 +41,16 @@ from exai.validation import (
 
 RANKED: Final = 500
 """Number of newest matches that are ranked. Without it a very common word would rank the owner's whole table."""
+
+ENCRYPTED_BYTES: Final = 8 * 1_048_576
+"""Maximum size of the encrypted messages that are read to be indexed by one statement."""
+
+MOST_PORTIONS: Final = 20
+OTHERS_S: Final = 0.05
+"""Portions that a search waits to be indexed, and the pause while another daemon indexes."""
+
+LONG: Final = "(a long encrypted message, read it for its text)"
+NEVER: Final = datetime.fromtimestamp(0, UTC)
 
 PORTION: Final = 500
 """Maximum number of messages indexed by one statement, small enough not to delay other statements noticeably."""
@@ -143,13 +157,13 @@ class SearchRepository:
     """Searches, and the index behind them."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
         # A search may run to its time limit, so searches never take the connections that appends and reads need.
         most = max(1, database.usage()[2] // 2)
         self._places = Places(most, reserve=most // 4)
 
     async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
-        """Return the next `limit` hits; 1 round trip.
+        """Return the next `limit` hits; 1 round trip, and up to 3 more while encrypted messages wait to be indexed.
 
         Raises:
             InvalidArgument: the cursor is not one of a search.
@@ -159,14 +173,21 @@ class SearchRepository:
         """
         try:
             async with self._places.hold(query.owner, self._database.statement_timeout_s, "a place for a search"):
-                return await self._page(query, limit, cursor)
+                page = await self._page(query, limit, cursor)
+                if page.unread and self._codec.is_on:
+                    # The database cannot look through what is encrypted.
+                    await self._index_all()
+                    page = await self._page(query, limit, cursor)
+                return page
         except TimeoutError as error:
             raise DatabaseBusy(DEPENDENCY, "too many searches at once", "Try again shortly") from error
 
     async def _page(self, query: SearchQuery, limit: int, cursor: str | None) -> SearchPage:
         after = read_search_cursor(cursor) if cursor else SearchPlace()
+        hashed = self._hashed(query)
         rows = await self._database.fetch(
-            "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
+            "search_messages", query.owner, hashed.text if hashed else query.text,
+            query.continuation_id, query.role, query.since, query.until,
             query.tool, query.model, *labels_of(query.tags, query.metadata), after.level, after.rank,
             after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
         )  # fmt: skip
@@ -175,16 +196,16 @@ class SearchRepository:
         hits = tuple(
             SearchHit(
                 continuation_id=ContinuationId(row["continuation_id"]),
-                title=row["title"],
+                title=self._title(query.owner, row["title"]),
                 seq=row["seq"],
                 role=row["role"],
                 kind=row["kind"],
                 created_at=row["created_at"],
                 tool=row["tool"],
                 model=row["model"],
-                snippet=mark(row["excerpt"], row["words"], cut_before=row["cut_before"], cut_after=row["cut_after"]),
+                snippet=self._snippet(query.owner, row, hashed),
                 rank=float(row["rank"]),
-                missing=tuple(row["missing"] or ()),
+                missing=tuple(hashed.labels.get(each, each) if hashed else each for each in row["missing"] or ()),
             )
             for row in rows[:limit]
         )
@@ -201,8 +222,68 @@ class SearchRepository:
 
         Raises `DatabaseError`, after which the messages stay queued; on `DatabaseBusy` retry with a smaller limit.
         """
-        row = (await self._database.fetch("index_messages", limit))[0]
+        codec = self._codec
+        texts = await self._hashed_texts(limit) if codec.words is not None else []
+        columns = [list(each) for each in zip(*texts, strict=True)] if texts else [[], [], []]
+        is_without = codec is not PLAIN and codec.words is None
+        row = (await self._database.fetch("index_messages", limit, *columns, is_without))[0]
         return Indexed(row["indexed"], row["left_over"])
+
+    async def _hashed_texts(self, limit: int) -> list[tuple[str, int, str]]:
+        """Return the words of waiting encrypted messages as hashes; one that cannot be read has none."""
+        rows = await self._database.fetch("waiting_encrypted", limit, ENCRYPTED_BYTES)
+        codec, texts = self._codec, []
+        for row in rows:
+            owner, seq = row["owner"], row["seq"]
+            if seq:
+                message = Message(seq, row["role"], row["content"], NEVER, row["kind"])
+                [opened] = codec.opened(Home(owner, row["conversation_id"]), [message])
+                text = "" if is_unreadable(opened) else opened.content
+            else:
+                text = self._title(owner, row["content"]) or ""
+            texts.append((row["conversation_id"], seq, codec.words.text(owner, text) if codec.words else ""))
+        return texts
+
+    async def _index_all(self) -> None:
+        """Index what waits, within limits."""
+        for _ in range(MOST_PORTIONS):
+            found = await self.index()
+            if not found.left:
+                return
+            if not found.indexed:
+                await asyncio.sleep(OTHERS_S)
+
+    def _hashed(self, query: SearchQuery) -> HashedQuery | None:
+        """Return the query as the database can answer it, None for the query as it is."""
+        codec = self._codec
+        codec.check_filter("metadata", is_given=bool(query.metadata))
+        if not codec.is_on:
+            return None
+        if codec.words is None:
+            raise NotConfigured("search", "Set EXAI_STORE__SEARCH=words, then run `exai rekey --index`")
+        return codec.words.query(query.owner, query.text)
+
+    def _title(self, owner: Owner, title: str | None) -> str | None:
+        try:
+            return self._codec.opened_title(owner, None, title)
+        except ContentUnreadable as error:
+            return f"[{error}]"
+
+    def _snippet(self, owner: Owner, row: Record, hashed: HashedQuery | None) -> str:
+        text, words = row["excerpt"], row["words"]
+        if text is None:
+            return LONG
+        if not text.startswith(MARK):
+            return mark(text, words, cut_before=row["cut_before"], cut_after=row["cut_after"])
+        if row["seq"]:
+            message = Message(row["seq"], row["role"], text, NEVER, row["kind"])
+            [opened] = self._codec.opened(Home(owner, row["conversation_id"], row["seq"]), [message])
+            text = opened.content
+        else:
+            text = self._title(owner, text) or ""
+        words = hashed.words if hashed else ()
+        excerpt, cut_before, cut_after = excerpt_of(text, words)
+        return mark(excerpt, words, cut_before=cut_before, cut_after=cut_after)
 
     def has_room(self) -> bool:
         """Return whether the pool keeps a free connection while one more statement runs."""

@@ -5,6 +5,7 @@ Invariant: at most one page is held in memory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,9 +13,11 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from exai.db.driver.pool import Database
+from exai.db.driver.pool import Database, Record
 from exai.db.records import StoredPage
-from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, keys_of, sources_json
+from exai.db.rows import Columns, RowsByPart, columns_of, commit_of, json_of, keys_of, sources_json
+from exai.encryption.codec import Codec, require_readable
+from exai.encryption.envelope import MARK
 from exai.errors import NotFound
 from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner, TurnId
 
@@ -69,7 +72,7 @@ class TransferRepository:
     """Export and import."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
 
     async def read_forward(
         self,
@@ -82,13 +85,17 @@ class TransferRepository:
     ) -> StoredPage:
         """Messages after `after_seq`, oldest first: at least one if there is one, else within both limits.
 
-        `has_older`: there are messages before the page. Raises `NotFound` or a `DatabaseError`.
+        `has_older`: there are messages before the page. Raises `NotFound`, or a `DatabaseError`:
+        `ContentUnreadable` if a message of the page cannot be decrypted.
         """
-        answer = RowsByPart(await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, budget_bytes))
+        size_bytes = self._codec.stored_bytes(budget_bytes)
+        rows = await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, size_bytes)
+        answer = RowsByPart(rows, self._codec)
         conversation = answer.conversation
         if conversation is None:
             raise NotFound("conversation", key.continuation_id, "conversation_list lists them")
         messages, has_files = tuple(answer.part("message")), bool(answer.part("files"))
+        require_readable(messages)
         return StoredPage(conversation, messages, after_seq > 0, answer.head["server_epoch"], has_files=has_files)
 
     async def export(self, key: ConversationKey) -> AsyncIterator[StoredPage]:
@@ -106,26 +113,72 @@ class TransferRepository:
 
     async def store_batch(self, batch: ImportBatch) -> Imported:
         """Store one batch, once per request key. Raises a `DatabaseError`."""
-        rows = await self._database.fetch(
-            "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
-            batch.request_key, batch.request_hash, json_of(_header(batch)), batch.first_seq,
-            *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
-            list(batch.digests) or [None] * len(batch.messages),
-            sources_json(batch.file_ids, {}) if batch.file_ids else None, keys_of(batch.messages),
-        )  # fmt: skip
+        columns = columns_of(batch.messages, batch.owner, self._codec)
+        rows = await self._send(batch, columns)
         head = orjson.loads(rows[0]["data"])
+        if head["status"] == "exists" and (same := await self._stored_alike(batch, columns)) is not None:
+            rows = await self._send(batch, same)
+            head = orjson.loads(rows[0]["data"])
         status: ImportStatus = head["status"]
         restored: bool = head["restored"]
         # The first batch alone creates a conversation or brings one back.
         is_repeated = status != "stored" and not restored
-        commit = commit_of(head, is_listed=batch.first_seq == 1, is_repeated=is_repeated)
+        commit = commit_of(head, self._codec, is_listed=batch.first_seq == 1, is_repeated=is_repeated)
         return Imported(status, head["stored"], restored, commit if status in ("stored", "duplicate") else None)
 
+    async def _stored_alike(self, batch: ImportBatch, columns: Columns) -> Columns | None:
+        """Return the columns of a batch with the stored form of those contents that are stored, encrypted.
 
-def _header(batch: ImportBatch) -> dict[str, Any]:
+        The database finds equal contents only if they are equal in this form. None if no content is.
+        """
+        roles, given, kinds, metadata = columns
+        last_seq = batch.first_seq + len(batch.messages) - 1
+        contents, alike = list(given), 0
+        after_seq = batch.first_seq - 1
+        while after_seq < last_seq:
+            size_bytes = self._codec.stored_bytes(EXPORT_PAGE_BYTES)
+            where = (batch.owner, batch.continuation_id, after_seq, last_seq, EXPORT_PAGE_MESSAGES, size_bytes)
+            rows = await self._database.fetch("read_forward", *where)
+            opened = RowsByPart(rows, self._codec).part("message")
+            stored = {row["seq"]: row["content"] for row in rows if row["part"] == "message"}
+            for message in opened:
+                place = message.seq - batch.first_seq
+                if stored[message.seq].startswith(MARK) and _is_content(batch, place, message.content):
+                    contents[place], alike = stored[message.seq], alike + 1
+            if not opened:
+                break
+            after_seq = opened[-1].seq
+        return (roles, contents, kinds, metadata) if alike else None
+
+    async def _send(self, batch: ImportBatch, columns: Columns) -> list[Record]:
+        return await self._database.fetch(
+            "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
+            *_request_of(batch, self._codec), json_of(_header(batch, self._codec)), batch.first_seq,
+            *columns,
+            [at.isoformat() if at else None for at in batch.times],
+            list(batch.digests) or [None] * len(batch.messages),
+            sources_json(batch.file_ids, {}) if batch.file_ids else None, keys_of(batch.messages),
+        )  # fmt: skip
+
+
+def _is_content(batch: ImportBatch, place: int, content: str) -> bool:
+    """Return whether a message has this content, with or without what was taken out, as import_v1 decides."""
+    digest = batch.digests[place] if batch.digests else None
+    is_whole = digest is not None and hashlib.sha256(content.encode()).hexdigest() == digest
+    return is_whole or batch.messages[place].content == content
+
+
+def _request_of(batch: ImportBatch, codec: Codec) -> tuple[str, str]:
+    """Return key and hash of a batch's request, without a digest of its content if that is encrypted."""
+    digest = codec.blind(batch.owner, batch.request_hash)
+    return batch.request_key.replace(batch.request_hash, digest), digest
+
+
+def _header(batch: ImportBatch, codec: Codec) -> dict[str, Any]:
+    name = (batch.owner, batch.continuation_id)
     return {
-        "title": batch.title,
-        "metadata": dict(batch.metadata or {}),
+        "title": codec.title(*name, batch.title),
+        "metadata": dict(codec.document(*name, batch.metadata or {})),
         "tags": list(batch.tags),
         "created_at": batch.created_at.isoformat() if batch.created_at else None,
         "updated_at": batch.updated_at.isoformat() if batch.updated_at else None,

@@ -20,6 +20,7 @@
     |   |   |-- StorageFull
     |   |   |-- OutcomeUnknown   the write may or may not have happened; repeat it with the same key
     |   |   |-- AnswerNotStored  a model's answer could not be stored; the error contains it
+    |   |   |-- ContentUnreadable  stored content could not be decrypted
     |   |   `-- SchemaMismatch   the database is not at this release's revision
     |   |-- DaemonUnavailable    no daemon answered a client
     |   |-- CacheError           stops inside exai.cache; a caller only ever sees a miss
@@ -62,6 +63,7 @@ from exai.errors.dependencies import (
     AnswerNotStored,
     BlobError,
     CacheError,
+    ContentUnreadable,
     DaemonUnavailable,
     DatabaseBusy,
     DatabaseError,
@@ -109,6 +111,7 @@ __all__ = [
     "CacheError",
     "ConfigError",
     "Conflict",
+    "ContentUnreadable",
     "DaemonUnavailable",
     "DatabaseBusy",
     "DatabaseError",

@@ -79,6 +79,23 @@ class AnswerNotStored(DatabaseError):
         return {**super().details(), "content": self.content}
 
 
+class ContentUnreadable(DatabaseError):
+    """Stored content could not be decrypted; `field` and `where` name it."""
+
+    code = "unreadable"
+
+    def __init__(self, field: str, reason: str, cure: str, *, where: str = "") -> None:
+        super().__init__(
+            "database",
+            f"{field} of {where} cannot be read: {reason}" if where else f"{field} cannot be read: {reason}",
+            cure,
+        )
+        self.field, self.reason, self.where = field, reason, where
+
+    def details(self) -> dict[str, Any]:
+        return {"field": self.field, "reason": self.reason, "cure": self.cure}
+
+
 class SchemaMismatch(DatabaseError):
     """The database's revision is not the one this release was written for."""
 

@@ -45,6 +45,7 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__JWT__AUDIENCE": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__ALLOW_ANONYMOUS": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__PUBLISHABLE_KEY": "decides where the page signs in",
+    "EXAI_STORE__KEYS": "decides with which key content is encrypted",
     "EXAI_REQUESTS__ENABLED": "lets those who may store rows in the database use the tools",
     "EXAI_SERVER__JWT__SIGN_IN_WITH": "decides where the page signs in",
 }

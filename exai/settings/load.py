@@ -51,6 +51,7 @@ from exai.settings.sections import (
     SupabaseStorageSettings,
     TelemetrySettings,
 )
+from exai.settings.store import StoreSettings
 
 __all__ = [
     "OLDER_NAMES",
@@ -73,6 +74,7 @@ __all__ = [
     "S3Settings",
     "ServerSettings",
     "Settings",
+    "StoreSettings",
     "SupabaseStorageSettings",
     "TelemetrySettings",
     "Variable",
@@ -116,6 +118,7 @@ class Settings(BaseModel):
     retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
     requests: RequestSettings = RequestSettings()
+    store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     connect: ConnectSettings = ConnectSettings()

@@ -227,7 +227,7 @@ def test_found_file_may_narrow_access_and_bring_stores_of_its_own(lines: list[st
 def test_every_setting_that_decides_about_access_is_covered() -> None:
     """A new field of the JWT section or of a store, or a new list of allowed values, is trusted only explicitly."""
     names = {each.name for each in variables()}
-    endings = ("__ROOTS", "__TOKENS", "__METRICS_TOKEN")
+    endings = ("__ROOTS", "__TOKENS", "__METRICS_TOKEN", "STORE__KEYS")
     parts = ("__JWT__", "ALLOW", "EXAI_FILES__STORE", "EXAI_FILES__SUPABASE__", "EXAI_FILES__S3__", "REQUESTS__ENABLED")
     deciding = {name for name in names if any(part in name for part in parts) or name.endswith(endings)}
     assert deciding == set(ACCESS_SETTINGS)

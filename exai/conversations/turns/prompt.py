@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from exai.conversations.turns.instructions import Instructions
+from exai.encryption.codec import require_readable
 from exai.errors import InvalidArgument
 from exai.files.sources import ChangedFile
 from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt, Reasoning, StoredFile
@@ -129,8 +130,11 @@ def choose(
 
     The newest system message comes first and supersedes earlier ones. Partial answers of failed turns are left out,
     because the model did not complete them.
+
+    Raises `ContentUnreadable` if one of the messages could not be decrypted.
     """
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
+    require_readable(ordered if system is None else (*ordered, system))
     system = system_of(ordered, system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
     sent = [(message, message_tokens(message, instructions)) for message in ordered if is_sent(message)]

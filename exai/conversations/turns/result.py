@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from exai.conversations.requests import ChatRequest, ChatResult
 from exai.conversations.turns.prompt import FINISH_REASON, REASONING, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
-from exai.db.turns import StoredTurn
+from exai.db.turns import FROM_CACHE, StoredTurn
 from exai.errors import ExaiError, ShuttingDown
 from exai.files.sources import ChangedFile
 from exai.models import AnswerOrigin, Commit, Completion, ContinuationId, NewMessage, TurnId, WebSource
@@ -26,9 +26,6 @@ Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
 
 GUIDANCE: Final = "guidance"
 """The field of a turn's metadata with the facts of its request's guidance."""
-
-FROM_CACHE: Final = "from_cache"
-"""The field of the metadata of a turn and of its answer with the origin of an answer of the answer cache."""
 
 CHANGED: Final = "changed_files"
 """The field of a turn's metadata with the files that were not the same on disk any more."""

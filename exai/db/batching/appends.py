@@ -21,7 +21,8 @@ from exai.db.concurrency import ConcurrencyLimit, PoolShare
 from exai.db.driver.pool import Database
 from exai.db.driver.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.db.records import AppendResult, AppendStart
-from exai.db.rows import Columns, columns_of, conversation_of, stored_of
+from exai.db.rows import Columns, columns_of, conversation_of, identity_of, stored_of, stored_title
+from exai.encryption.codec import Codec
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
 from exai.fairness import count_shared, request_work
 from exai.models import Commit, Owner
@@ -69,7 +70,7 @@ class AppendBatcher:
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages, in a batch if the append is small. Raises as `ConversationRepository.append`."""
-        columns = columns_of(start.messages)
+        columns = columns_of(start.messages, start.owner, self._database.codec)
         if not may_share(start, columns):
             return await self._send_one(start, columns)
         try:
@@ -80,9 +81,10 @@ class AppendBatcher:
     async def _send(self, appends: Sequence[_Append]) -> list[AppendResult | None]:
         stored: list[AppendResult | None] = [None] * len(appends)
         count_shared(append.work for append in appends)
-        for row in await self._database.fetch("append_group", *_columns(appends)):
+        codec = self._database.codec
+        for row in await self._database.fetch("append_group", *_columns(appends, codec)):
             number = row["number"] - 1
-            stored[number] = _result(appends[number].start, row)
+            stored[number] = _result(appends[number].start, row, codec)
         return stored
 
     async def _send_alone(self, append: _Append) -> AppendResult:
@@ -134,18 +136,12 @@ def may_share(start: AppendStart, columns: Columns) -> bool:
     )
 
 
-def _columns(appends: Sequence[_Append]) -> tuple[list[Any], ...]:
+def _columns(appends: Sequence[_Append], codec: Codec) -> tuple[list[Any], ...]:
     """Return the statement's arguments: arrays with one element per append, then per message, then per file."""
     starts = [append.start for append in appends]
     per_append: tuple[list[Any], ...] = (
-        [start.owner for start in starts],
-        [start.continuation_id for start in starts],
-        [start.new_conversation_id for start in starts],
-        [start.turn_id for start in starts],
-        [start.request_key for start in starts],
-        [start.request_hash for start in starts],
-        [start.tool for start in starts],
-        [start.title for start in starts],
+        *map(list, zip(*(identity_of(start, codec) for start in starts), strict=True)),
+        [stored_title(start, codec) for start in starts],
         [start.expected_revision for start in starts],
         [len(start.messages) for start in starts],
     )
@@ -158,12 +154,12 @@ def _columns(appends: Sequence[_Append]) -> tuple[list[Any], ...]:
     return (*per_append, numbers, places, roles, contents, kinds, metadata, with_files, files)
 
 
-def _result(start: AppendStart, row: asyncpg.Record) -> AppendResult:
+def _result(start: AppendStart, row: asyncpg.Record, codec: Codec) -> AppendResult:
     first_seq, base_revision = row["first_seq"], row["base_revision"]
     return AppendResult(
         status="appended",
         commit=Commit(
-            conversation=conversation_of(orjson.loads(row["header"])),
+            conversation=conversation_of(orjson.loads(row["header"]), codec),
             base_revision=base_revision,
             revision=base_revision + 1,
             server_epoch=row["server_epoch"],

@@ -30,6 +30,7 @@ from exai.db.driver.session import settle
 from exai.db.driver.statements import Statement, load_statements
 from exai.db.driver.translate import DEPENDENCY, READ_ONLY, StatementPhase, TranslatedError, judge
 from exai.db.driver.writability import Obstacle, obstacle_of
+from exai.encryption.codec import PLAIN, Codec
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown, StorageFull
 from exai.fairness import Holder, request_owner, request_work
 from exai.models import Recorder
@@ -64,7 +65,10 @@ RENEW_AFTER_S: Final = 5.0
 
 
 class Database:
-    """Runs named statements. Created by `open_pool`; usable by any number of tasks of one event loop."""
+    """Runs named statements. Created by `open_pool`; usable by any number of tasks of one event loop.
+
+    `codec` encrypts and decrypts what its repositories store and read; it is set before they are used.
+    """
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Database:
         self._connections, self._statements, self._settings = connections, statements, settings
         self._recorder, self._clock = recorder, connections.clock
         self.address, self.network = address, network
+        self.codec: Codec = PLAIN
         self._refusal: tuple[float, str] | None = None
         self._renewed_at = -inf
 

@@ -2,7 +2,10 @@
 -- repeat: read
 -- The answers to the most similar questions of an owner; by answers_pkey, then the primary key of messages.
 select s.o_similarity::double precision as similarity, s.o_question::text as question, s.o_content::text as content,
-       s.o_metadata::text as metadata, s.o_turn_metadata::text as turn_metadata, s.o_created_at::timestamptz as created_at
+       s.o_metadata::text as metadata, s.o_turn_metadata::text as turn_metadata, s.o_created_at::timestamptz as created_at,
+       s.o_conversation_id::text as conversation_id, s.o_turn_id::text as turn_id,
+       s.o_question_seq::bigint as question_seq, s.o_question_kind::text as question_kind, s.o_seq::bigint as seq,
+       s.o_kind::text as kind
   from exai.similar_answers_v1($1::text, $2::text, $3::text, $4::real[], $5::double precision, $6::double precision,
                                $7::integer, $8::integer) s;
 

@@ -73,12 +73,13 @@ returning t.id::text as id;
 -- One turn with the answer it ended with, by turns_pkey and the primary key of messages; none of a deleted conversation.
 select exai.turn_v1(t)::text as turn, c.continuation_id::text as continuation_id,
        coalesce(t.reply_revision, t.revision)::bigint as revision, m.seq::bigint as seq, m.role::text as role,
-       m.content::text as content, m.created_at::timestamptz as created_at
+       m.content::text as content, m.created_at::timestamptz as created_at, m.kind::text as kind,
+       t.conversation_id::text as conversation_id
   from public.turns t
   join public.conversations c on c.id = t.conversation_id
   left join lateral (
     -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
-    select x.seq, x.role, x.content, x.created_at
+    select x.seq, x.role, x.content, x.created_at, x.kind
       from public.messages x
      where x.conversation_id = t.conversation_id and x.seq >= t.reply_last_seq and t.state = 'finished'
      order by x.seq

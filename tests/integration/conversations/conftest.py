@@ -23,6 +23,7 @@ from exai.settings.load import (
     ProviderSettings,
     ProvidersSettings,
     Settings,
+    StoreSettings,
 )
 from tests.support.pg_proxy import PgProxy
 from tests.support.pooler import Pooler
@@ -64,6 +65,7 @@ async def open_rig(
     endpoint: ProviderServer | None = None,
     fallback: Sequence[str] = (),
     roots: Sequence[Path] = (),
+    store: StoreSettings | None = None,
     **cache_settings: Any,
 ) -> AsyncIterator[Rig]:
     """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database.
@@ -93,6 +95,7 @@ async def open_rig(
                 models_file=_small_model(data_dir),
             ),
             files=FileSettings(roots=tuple(roots)),
+            store=store or StoreSettings(),
             data_dir=data_dir,
         )
         app = await stack.enter_async_context(open_app(settings))

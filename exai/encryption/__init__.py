@@ -1,0 +1,1 @@
+"""Encryption of stored content with keys that the database does not have."""

@@ -14,7 +14,7 @@ from exai.client.services import ChatsClient, ConversationsClient, FilesClient
 from exai.errors import InvalidArgument
 from exai.validation import check_duration
 
-DEFAULT_URL: Final = "http://127.0.0.1:8765/mcp"
+DEFAULT_URL: Final = "http://127.0.0.1:8079/mcp"
 TIMEOUT_S: Final = 30.0
 CHAT_TIMEOUT_S: Final = 900.0
 MAX_TIMEOUT_S: Final = 86_400.0

@@ -182,11 +182,30 @@ def _add_archive(commands: Any) -> None:
     )
     export.add_argument("--format", choices=SHAPES, help="default: by the name of the file, else jsonl")
 
-    importing = commands.add_parser("import", help="store an exported conversation; an import may be repeated")
-    importing.add_argument("source", metavar="FILE", help="an exported conversation, or - for standard input")
-    importing.add_argument("--format", choices=SHAPES, help="default: by the name of the file, else jsonl")
+    importing = commands.add_parser(
+        "import",
+        help="store conversations of other programs, or exported ones; an import may be repeated",
+        description="Stores conversations from the files of other programs. Each message is stored once, so an import "
+        "can be repeated when the files have grown, and continued when it was interrupted.",
+    )
     importing.add_argument(
-        "--as", dest="as_name", metavar="ID", help="store it with this continuation_id instead of its own"
+        "source",
+        nargs="+",
+        metavar="[KIND] PATH",
+        help="files, directories or archives; or - for an exported conversation from standard input. The kind is "
+        "recognised, or is one of chatgpt, claude-ai, claude-code, codex, gemini-cli, openai-agents, librechat, "
+        "open-webui, exai; claude-code, codex and gemini-cli without a path read the directory of that program",
+    )
+    importing.add_argument("--dry-run", action="store_true", help="read everything, and store nothing")
+    importing.add_argument(
+        "--watch", action="store_true", help="go on, and import what is added; what is deleted there stays here"
+    )
+    importing.add_argument("--json", action="store_true", help="print the report as JSON")
+    importing.add_argument(
+        "--format", choices=SHAPES, help="of one exported conversation; default: by the name of the file, else jsonl"
+    )
+    importing.add_argument(
+        "--as", dest="as_name", metavar="ID", help="store one exported conversation with this continuation_id"
     )
 
     for each in (export, importing):

@@ -59,10 +59,15 @@ def export(options: argparse.Namespace) -> int:
 
 
 def import_file(options: argparse.Namespace) -> int:
-    """Store an exported conversation."""
+    """Store an exported conversation, or the conversations of other programs."""
+    from exai.cli.importing import import_files, is_own_export, sources_of
+
+    if not is_own_export(options):
+        return import_files(options)
     from exai.cli.archive import import_file as store
 
-    done = run(store(read_settings(), options.source, options.format, options.as_name, owner_of(options)))
+    (source,) = sources_of(options)[1]
+    done = run(store(read_settings(), source, options.format, options.as_name, owner_of(options)))
     print(shown(done, sys.stdout))
     return OK
 

@@ -142,10 +142,10 @@ def _encoded(file: StoredFile, data: bytes | None) -> tuple[Literal["text", "bas
     return "base64", base64.b64encode(data).decode()
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[ExportItem]:
-    """Read JSON Lines, line by line. Raises `InvalidArgument` naming the line."""
+def read_lines(lines: Iterable[str], first: int = 1) -> Iterator[ExportItem]:
+    """Read JSON Lines, line by line, the first with number `first`. Raises `InvalidArgument` naming the line."""
     begun = False
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         if not line.strip():
             continue
         where = f"line {number}"
@@ -288,14 +288,14 @@ def _time(facts: Mapping[str, Any], name: str, where: str) -> datetime | None:
     if given is None:
         return None
     try:
-        time = _moment(given)
+        time = moment(given)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(f"{where}, {name}", "is not a time", "Write it like 2026-01-02T03:04:05+00:00") from None
     check_time(f"{where}, {name}", time)
     return time
 
 
-def _moment(given: Any) -> datetime:
+def moment(given: Any) -> datetime:
     """Read a time as it is written elsewhere: in ISO 8601, with a space, or as a number since 1970."""
     if isinstance(given, str):
         text = given.strip()

@@ -1,0 +1,1 @@
+"""What all readers of sources share: bytes, lines, JSON in parts, branches, times and contents. No database."""

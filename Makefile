@@ -100,6 +100,12 @@ test-backup: .venv/dev.done ## back up and restore a million messages with bound
 test-supabase: .venv/dev.done .venv/supabase/done .venv/supabase/realtime ## run a phone, Supabase's advisor and Realtime's SQL on the real PostgREST and supabase-js (npm; git, wal2json)
 	@$(PY) -m pytest -n 0 -q -m heavy tests/supabase $(ARGS)
 
+.PHONY: test-conformance-suite
+test-conformance-suite: .venv/dev.done ## test conversation-store-conformance: each rule catches the store that breaks it; its types; it needs only Python
+	@cd conformance && PYTHONPATH=. ../$(PY) -m unittest discover -q -s tests
+	@cd conformance && PYTHONPATH=. ../$(PY) -m conversation_store_conformance prove
+	@cd conformance && ../$(PY) -m mypy --config-file pyproject.toml -p conversation_store_conformance
+
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 

@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 p
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
+# Each start of a Python program would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-backup test-lowest test-newest test-clients test-poolers test-prometheus test-supabase check conformance fault fuzz format lock clean
 

@@ -205,6 +205,9 @@ def open_endpoint(
 class _Endpoint(ThreadingHTTPServer):
     """A server that has at most `MAX_CLIENTS` threads, and reports no client that leaves early."""
 
+    # With the default of 5, the kernel of a client that finds the queue full tries again after a second.
+    request_queue_size = 2 * MAX_CLIENTS
+
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._places = threading.BoundedSemaphore(MAX_CLIENTS)
         super().__init__(address, handler)

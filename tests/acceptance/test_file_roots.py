@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import ROOT, environment
+from tests.support.commands import run_exai_as_text
 
 
 @pytest.mark.parametrize("command", [["serve", "--port", "0"], ["serve", "--port", "0", "--workers", "2"], ["doctor"]])
@@ -16,22 +14,12 @@ from tests.support.daemon import ROOT, environment
 def test_root_in_the_data_directory_is_refused(tmp_path: Path, command: list[str], inside: str) -> None:
     """Before anything is started: the exit status of a wrong setting, one line, and the cure."""
     (tmp_path / "data" / "files").mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "exai", *command],
-        env=environment(
-            {
-                "PYTHONPATH": str(ROOT),
-                "EXAI_DATA_DIR": str(tmp_path / "data"),
-                "EXAI_DATABASE__URL": "postgresql://nobody@127.0.0.1:1/nowhere",
-                "EXAI_FILES__ROOTS": str(tmp_path / "data" / inside),
-            }
-        ),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    settings = {
+        "EXAI_DATA_DIR": str(tmp_path / "data"),
+        "EXAI_DATABASE__URL": "postgresql://exai@127.0.0.1:1/exai",
+        "EXAI_FILES__ROOTS": str(tmp_path / "data" / inside),
+    }
+    done = run_exai_as_text(*command, settings=settings, cwd=tmp_path)
     said = done.stderr + done.stdout
     assert done.returncode == (1 if command == ["doctor"] else 2), said
     assert "EXAI_FILES__ROOTS" in said

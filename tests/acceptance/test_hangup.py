@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.client import call, connect
+from tests.support.commands import BASE
 from tests.support.daemon import start_daemon
 from tests.support.waiting import wait_until
 
@@ -37,7 +39,9 @@ async def test_hangup_that_was_ignored_stays_ignored(settings: dict[str, str]) -
     """nohup exai serve."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with start_daemon({**settings, "EXAI_CACHE__URL": "off"}) as daemon:
+        # A process inherits what the one that starts it ignores.
+        program = (sys.executable, "-m", "exai")
+        with start_daemon({**settings, "EXAI_CACHE__URL": "off", **BASE}, program=program) as daemon:
             daemon.process.send_signal(signal.SIGHUP)
             async with connect(daemon.url) as session:
                 await call(session, "version")

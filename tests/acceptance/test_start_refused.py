@@ -12,6 +12,7 @@ from pathlib import Path
 
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import expected_revision
+from tests.support.commands import run_exai_as_text
 from tests.support.daemon import ROOT, environment, start_daemon
 from tests.support.migrations import revisions
 from tests.support.password_postgres import password_postgres
@@ -21,20 +22,7 @@ CLOSED = "127.0.0.1:1"
 
 def run_serve(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `exai serve`, which must end by itself."""
-    return run_exai(settings, "serve", *arguments)
-
-
-def run_exai(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that must end by itself."""
-    return subprocess.run(  # noqa: PLW1510 - its status is what is looked at
-        [sys.executable, "-m", "exai", *arguments],
-        env=environment({"PYTHONPATH": str(ROOT), **settings}),
-        cwd=tempfile.gettempdir(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+    return run_exai_as_text("serve", *arguments, settings=settings, cwd=Path(tempfile.gettempdir()))
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
@@ -56,7 +44,8 @@ def test_unreachable_postgres_is_an_error_and_never_a_fallback(tmp_path: Path) -
     settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
     assert_refused(run_serve(settings), 3, CLOSED)
     assert list(tmp_path.iterdir()) == []
-    assert_refused(run_exai(settings, "migrate"), 3, CLOSED, "EXAI_DATABASE__URL")
+    migrated = run_exai_as_text("migrate", settings=settings, cwd=tmp_path)
+    assert_refused(migrated, 3, CLOSED, "EXAI_DATABASE__URL")
 
 
 def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import redis
 
 from exai.cache.redis import scripts
 from tests.support.client import call, connect
-from tests.support.daemon import environment, start_daemon
+from tests.support.commands import run_exai_as_text
+from tests.support.daemon import start_daemon
 from tests.support.programs import ROOT
 from tests.support.provider_process import provider_process
 from tests.support.valkey import Valkey
@@ -76,14 +77,7 @@ async def test_daemon_needs_no_other_right(server: Valkey, secrets: Path, postgr
                 for _ in range(2):
                     await call(session, "conversation_get", continuation_id=answer["continuation_id"])
                 await call(session, "conversation_delete", continuation_id=answer["continuation_id"])
-            doctor = subprocess.run(
-                [sys.executable, "-m", "exai", "doctor"],
-                check=False,
-                capture_output=True,
-                text=True,
-                env=environment({"PYTHONPATH": str(ROOT), **settings}),
-                cwd=tmp_path,
-            )
+            doctor = await asyncio.to_thread(run_exai_as_text, "doctor", settings=settings, cwd=tmp_path)
     assert " fail " not in doctor.stdout
     with client(server, secrets, "admin", "valkey_admin_password") as admin:
         refused = [entry for entry in admin.acl_log() if entry["object"] not in ("config|get", "client|setinfo")]

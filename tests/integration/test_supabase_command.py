@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from exai.db.migrations.migrate import upgrade
 from exai.db.supabase import examine, grant
-from tests.support.daemon import environment
+from tests.support.commands import run_exai_as_text
 from tests.support.database import new_id
 from tests.support.migrations import run, session, value
 from tests.support.supabase import REALTIME, ROLES, SURROUNDINGS, acting
@@ -34,24 +34,25 @@ async def later_url(postgres_url: str) -> AsyncIterator[str]:
     yield postgres_url
 
 
+async def exai(*arguments: str, url: str, cwd: Path) -> tuple[int, str]:
+    done = await asyncio.to_thread(run_exai_as_text, *arguments, settings={"EXAI_DATABASE__URL": url}, cwd=cwd)
+    return done.returncode, done.stdout
+
+
 async def states(url: str, *, anonymous: bool = False) -> dict[str, str]:
     return {each.part: each.state for each in await examine(url, anonymous=anonymous)}
 
 
 @pytest.mark.direct
-async def test_the_command_mends_what_the_doctor_finds(later_url: str) -> None:
+async def test_the_command_mends_what_the_doctor_finds(later_url: str, tmp_path: Path) -> None:
     """Each problem has the command as its cure."""
     found = await examine(later_url, anonymous=False)
     problems = {each.part: each.cure for each in found if each.state in ("fail", "warn")}
     assert set(problems) == {"row security", "grants", "policies", "anonymous users", "publication", "broadcast"}
     assert all("supabase grant" in cure for cure in problems.values())
     for _ in range(2):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "exai", "supabase", "grant", "--adopted",
-            env=environment({"EXAI_DATABASE__URL": later_url}), stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out = (await process.communicate())[0].decode()
-        assert process.returncode == 0, out
+        status, out = await exai("supabase", "grant", "--adopted", url=later_url, cwd=tmp_path)
+        assert status == 0, out
         assert "anon, authenticated, exai_app, service_role" in out
         assert "publication supabase_realtime, broadcast, topic exai:<owner>" in out
     assert not {each for each in (await states(later_url)).items() if each[1] in ("fail", "warn")}
@@ -59,14 +60,10 @@ async def test_the_command_mends_what_the_doctor_finds(later_url: str) -> None:
 
 
 @pytest.mark.direct
-async def test_the_doctor_examines_the_project_on_request(later_url: str) -> None:
+async def test_the_doctor_examines_the_project_on_request(later_url: str, tmp_path: Path) -> None:
     """Beside everything else, and with the connections that all workers would open."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "exai", "doctor", "--supabase", "--workers", "200",
-        env=environment({"EXAI_DATABASE__URL": later_url}), stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out = (await process.communicate())[0].decode()
-    assert process.returncode == 1, out
+    status, out = await exai("doctor", "--supabase", "--workers", "200", url=later_url, cwd=tmp_path)
+    assert status == 1, out
     assert "200 x 10 wanted" in out
     assert "supabase grant" in out
 

@@ -22,6 +22,7 @@ from exai.conversations.formats import ConversationText, MessageText
 from exai.errors import InvalidArgument, NotFound, ProviderError
 from exai.models import NewMessage, Owner
 from exai.settings.load import Settings, load_settings
+from tests.support.commands import run_exai_as_text
 from tests.support.daemon import ROOT, environment
 from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
 from tests.support.waiting import wait_until
@@ -108,16 +109,8 @@ async def stored(
 
 def run_command(environ: Mapping[str, str], *arguments: str, encoding: str = "utf-8") -> tuple[int, str, str]:
     """One command as a person calls it, with a terminal of that encoding."""
-    done = subprocess.run(
-        [sys.executable, "-m", "exai", *arguments],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment({"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, **environ}),
-        cwd=environ["EXAI_DATA_DIR"],
-        timeout=LIMIT_S,
-    )
-    return done.returncode, done.stdout.decode(encoding, "replace"), done.stderr.decode(encoding, "replace")
+    done = run_exai_as_text(*arguments, settings=environ, cwd=Path(environ["EXAI_DATA_DIR"]), encoding=encoding)
+    return done.returncode, done.stdout, done.stderr
 
 
 async def test_beginning_of_an_id_is_enough(settings: Settings, provider: ProviderServer) -> None:

@@ -1,4 +1,4 @@
-"""Starts `exai serve` as a user would, in a process of its own, and tells when it answers.
+"""Starts `exai serve` in a process of its own, and tells when it answers.
 
 Invariant: no daemon outlives its test: leaving the context kills the whole process group.
 """
@@ -20,16 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.commands import ROOT, Process, environment, start_exai
+
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 40.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class Daemon:
     """A running daemon; `port` is known once it listens, `output` is everything it printed so far."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     port: int = 0
 
@@ -64,16 +65,6 @@ class Daemon:
         return self.process.wait(STOP_LIMIT_S)
 
 
-def environment(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without any setting of EXAI but `overrides`."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("EXAI_") and not name.endswith(("_API_KEY", "DATABASE_URL", "REDIS_URL", "_DB_URL"))
-    }
-    return {**kept, "EXAI_SERVER__PORT": "0", "PYTHONUNBUFFERED": "1", **overrides}
-
-
 @contextlib.contextmanager
 def start_daemon(
     overrides: Mapping[str, str],
@@ -84,21 +75,26 @@ def start_daemon(
 ) -> Iterator[Daemon]:
     """Start a daemon and wait for its address; it runs in a directory without a developer's `.env`.
 
-    `program` starts an installed EXAI instead of the checkout's; `group` is the group of its process.
+    `program` starts that one, such as an installed EXAI, by itself (`tests/support/commands.py`); `group` is the group of
+    its process.
     """
     directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
     log = directory / "output.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [*(program or (sys.executable, "-m", "exai")), "serve", *arguments],
-            env=environment(dict(overrides) if program else {"PYTHONPATH": str(ROOT), **overrides}),
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            group=group,
-        )
+        given = environment(dict(overrides) if program else {"PYTHONPATH": str(ROOT), **overrides})
+        if program or group is not None:
+            process: Process = subprocess.Popen(
+                [*(program or (sys.executable, "-m", "exai")), "serve", *arguments],
+                env=given,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                group=group,
+            )
+        else:
+            process = start_exai(["serve", *arguments], env=given, cwd=directory, stdout=stream, stderr=stream)
     daemon = Daemon(process, log)
     try:
         _await_address(daemon)

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
+from functools import cache
 
 import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
@@ -51,7 +52,6 @@ _REQUEST: ContextVar[str] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request")
 _OWNER: ContextVar[Owner] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}owner")
 """The owner on the log lines of a call; setting it takes a third of the time of `bind_contextvars`."""
 
-_PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
 log = structlog.get_logger(__name__)
@@ -339,7 +339,13 @@ class Session:
 
 def _next_request_id() -> str:
     """Return a request id unique across processes: a random process prefix and a counter. Cheaper than uuid4."""
-    return f"{_PROCESS}{next(_numbers):08x}"
+    return f"{_process_prefix()}{next(_numbers):08x}"
+
+
+@cache
+def _process_prefix() -> str:
+    # Not made at import: a process may be forked from one that has imported this module.
+    return secrets.token_hex(4)
 
 
 def _internal(request_id: str) -> RpcError:

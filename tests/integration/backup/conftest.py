@@ -12,6 +12,7 @@ import pytest
 
 from exai.db.backup.catalogue import NOT_COPIED
 from exai.db.backup.snapshot import read_tables
+from tests.support.commands import run_exai_as_text
 from tests.support.daemon import environment
 from tests.support.migrations import session
 
@@ -40,6 +41,9 @@ class Side:
 
     async def exai(self, *arguments: str, limit_kb: int | None = None, **more: str) -> tuple[int, str]:
         """Run a command, which may write files up to a size; returns its status and everything that it printed."""
+        if limit_kb is None:
+            done = await asyncio.to_thread(run_exai_as_text, *arguments, settings=self.variables(**more), cwd=self.home)
+            return done.returncode, done.stdout + done.stderr
         process = await self.start(*arguments, limit_kb=limit_kb, **more)
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()

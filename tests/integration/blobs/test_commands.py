@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from exai.app import open_app
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, StoredFile
 from exai.settings.load import load_settings
-from tests.support.daemon import environment
+from tests.support.commands import run_exai_as_text
 from tests.support.migrations import run, value
 from tests.support.supabase_storage import KEY, SupabaseStorage
 
@@ -45,18 +44,8 @@ def variables(postgres_url: str, server: SupabaseStorage, tmp_path: Path) -> dic
 @pytest.fixture
 def exai(variables: dict[str, str], tmp_path: Path) -> Exai:
     async def command(*arguments: str) -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "exai",
-            *arguments,
-            env=environment({"PYTHONPATH": str(ROOT), **variables}),
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        out, _ = await process.communicate()
-        return process.returncode or 0, out.decode()
+        done = await asyncio.to_thread(run_exai_as_text, *arguments, settings=variables, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
 
     return command
 

@@ -115,8 +115,12 @@ def test_a_location_that_is_no_address_is_refused(location: str) -> None:
 
 
 @pytest.mark.parametrize("offset", ["999999999", "-7"])
-async def test_a_server_that_claims_too_much_of_an_upload_is_not_believed(server: SupabaseStorage, offset: str) -> None:
+async def test_a_server_that_claims_too_much_of_an_upload_is_not_believed(
+    server: SupabaseStorage, offset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row would refer to bytes that were never sent."""
+    for module in ("remote", "supabase"):
+        monkeypatch.setattr(f"exai.blobs.{module}.BACKOFF_MAX_S", 0.001)
 
     def asks_or_sends(asked: Asked) -> bool:
         return asked.method in ("PATCH", "HEAD")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from exai.errors import Conflict, InvalidArgument
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.daemon import ROOT, environment
+from tests.support.commands import run_exai
 
 OTHER = Owner("other")
 KINDS: tuple[Format, ...] = ("jsonl", "markdown")
@@ -245,15 +244,7 @@ def exai(postgres_url: str, tmp_path: Path) -> Callable[..., subprocess.Complete
     settings = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path / "data")}
 
     def run(*arguments: str, given: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "exai", *arguments],
-            env=environment({"PYTHONPATH": str(ROOT), **settings, **variables}),
-            cwd=tmp_path,
-            input=given,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
+        return run_exai(*arguments, settings={**settings, **variables}, cwd=tmp_path, given=given)
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from exai.db.search import SearchQuery
 from exai.errors import Conflict, InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.daemon import ROOT, environment
+from tests.support.commands import run_exai_as_text
 
 
 @pytest.fixture
@@ -188,15 +187,7 @@ async def test_commands_carry_a_conversation_out_and_in_again(rig: Rig, postgres
     settings = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
 
     def exai(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "exai", *arguments],
-            env=environment({"PYTHONPATH": str(ROOT), **settings}),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        return run_exai_as_text(*arguments, settings=settings, cwd=tmp_path)
 
     for target in ("out.jsonl", "out.md"):
         assert exai("export", name, target).returncode == 0

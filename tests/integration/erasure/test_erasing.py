@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.loading import FileContent
 from exai.models import ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
-from tests.support.daemon import environment
+from tests.support.commands import run_exai_as_text
 from tests.support.migrations import run, session
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -225,18 +224,7 @@ async def test_the_command_asks_first_and_says_what_backups_hold(
 @pytest.fixture
 def exai(variables: dict[str, str], tmp_path: Path) -> Callable[..., Awaitable[tuple[int, str]]]:
     async def command(*arguments: str) -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "exai",
-            *arguments,
-            env=environment({"PYTHONPATH": str(ROOT), **variables}),
-            cwd=tmp_path,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        out, _ = await process.communicate()
-        return process.returncode or 0, out.decode()
+        done = await asyncio.to_thread(run_exai_as_text, *arguments, settings=variables, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
 
     return command

@@ -47,7 +47,7 @@ async def _listen_once(address: Address, channel: str, on_notice: Callable[[], N
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
         await connection.add_listener(channel, lambda *_: on_notice())
-        # Whatever was sent before is unknown.
+        # Notifications sent before are lost.
         on_notice()
         while not ended.is_set():
             try:

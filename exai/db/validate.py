@@ -56,10 +56,10 @@ class _InTransaction(Database):
     """Runs the service's own statements on one connection, in its open transaction."""
 
     def __init__(self, connection: OneTrip, settings: DatabaseSettings, recorder: Recorder, url: str) -> None:
-        async def never() -> OneTrip:
-            raise NotImplementedError
+        async def given() -> OneTrip:
+            return connection
 
-        connections = Connections(never, 1)
+        connections = Connections(given, 1)
         network = NetworkFloor(connections.clock)
         super().__init__(connections, load_statements(), settings, recorder, parse_address(url), network=network)
         self._connection = connection

@@ -145,7 +145,7 @@ async def import_same_name(world: World) -> None:
 
 async def put(world: World) -> None:
     stored = await call(world.bob, "file_put", name="same.txt", content=f"the {MARKER}")
-    assert stored["created"], "that somebody else has this very content is not to be learnt"
+    assert stored["created"], "an owner must not learn that another has the same content"
     assert stored["file_id"] != world.their_file
     await call(world.bob, "file_delete", file_id=stored["file_id"])
 

@@ -1,4 +1,4 @@
-"""Requests that clients store in the database: a daemon that nobody can reach answers them there."""
+"""Requests that clients store in the database: daemons that no client can connect to answer them there."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Engine:
     variables: dict[str, str]
 
     def run(self, *command: str, limit_s: float = 900) -> subprocess.CompletedProcess[str]:
-        """Run `docker ...`, whatever its status."""
+        """Run `docker ...`; any exit status is returned."""
         return subprocess.run(
             ["docker", *command],
             check=False,

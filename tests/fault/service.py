@@ -25,6 +25,7 @@ from tests.support.fault_proxy import FaultProxy, Link
 from tests.support.pg_wire import first_host, through
 from tests.support.provider_server import ProviderServer
 from tests.support.redis_proxy import RedisProxy
+from tests.support.waiting import START_WAIT_S
 
 BOUND_S = 2.0
 POOL_SIZE = 2
@@ -126,6 +127,7 @@ class Servers:
                 kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=self.provider.base_url)
             ),
             data_dir=self.data_dir,
+            start_wait_s=START_WAIT_S,
         )
         app = await self.stack.enter_async_context(open_app(settings))
         return Service(app, to_postgres, to_redis)

@@ -60,7 +60,7 @@ async def test_no_promise_is_broken(
     replay = f"EXAI_FAULT_FIRST={seed} EXAI_FAULT_SEEDS=1 EXAI_FAULT_SECONDS={SECONDS:g}"
     found = "\n".join(str(violation) for violation in violations[:SHOWN])
     assert not violations, f"{len(violations)} promises broken ({replay}):\n{found}"
-    assert not workload.unexpected, f"errors nobody may see ({replay}): {workload.unexpected[:SHOWN]}"
+    assert not workload.unexpected, f"errors that no client may receive ({replay}): {workload.unexpected[:SHOWN]}"
     assert not stale, f"daemons found their own cache wrong ({replay}): {stale}"
 
 

@@ -25,7 +25,7 @@ from exai.settings.load import Settings, load_settings
 from tests.support.commands import run_exai_as_text
 from tests.support.daemon import ROOT, environment
 from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
-from tests.support.waiting import wait_until
+from tests.support.waiting import START_WAIT_S, wait_until
 
 LIMIT_S = 30.0
 """For a program of its own to start, which imports everything."""
@@ -43,6 +43,7 @@ def environ(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_pat
         "EXAI_DATABASE__URL": postgres_url,
         "EXAI_CACHE__URL": redis_url,
         "EXAI_DATA_DIR": str(tmp_path),
+        "EXAI_START_WAIT_S": str(START_WAIT_S),
         "EXAI_PROVIDERS__KIMI__API_KEY": "k",
         "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
         "EXAI_PROVIDERS__MAX_ATTEMPTS": "1",

@@ -258,7 +258,7 @@ async def test_no_superuser_and_no_extension_is_needed(empty_postgres_url: str) 
     )
     plain = re.sub(rf"://{owner}(:[^@]*)?@", "://exai_plain@", url)
     if plain == url or not await _lets_in(plain):
-        pytest.skip("this server lets nobody else in")
+        pytest.skip("this server refuses other users")
     await upgrade(plain)
     async with opened(plain) as opened_database:
         await conversation_of(ConversationRepository(opened_database), "x")

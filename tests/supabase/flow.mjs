@@ -88,7 +88,7 @@ for (const id of later) {
 assert.equal((await again.outbox.entries()).length, 0);
 seen("what was asked offline is sent later");
 
-// A page that becomes visible reads again, whatever Realtime did.
+// A page that becomes visible reads again, also if Realtime sent nothing.
 const pending = await again.ask("no_such_tool", {});
 const end = await again.watch(pending);
 assert.equal(end.state, "failed");

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.commands import ROOT, Process, environment, start_exai
+from tests.support.waiting import START_WAIT_S
 
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 40.0
@@ -75,13 +76,14 @@ def start_daemon(
 ) -> Iterator[Daemon]:
     """Start a daemon and wait for its address; it runs in a directory without a developer's `.env`.
 
-    `program` starts that one, such as an installed EXAI, by itself (`tests/support/commands.py`); `group` is the group of
-    its process.
+    `program` starts that one, such as an installed EXAI, by itself (`tests/support/commands.py`); `group` is the group
+    of its process.
     """
     directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
     log = directory / "output.log"
     with log.open("wb") as stream:
-        given = environment(dict(overrides) if program else {"PYTHONPATH": str(ROOT), **overrides})
+        own = {"PYTHONPATH": str(ROOT), "EXAI_START_WAIT_S": str(START_WAIT_S)}
+        given = environment({**({} if program else own), **overrides})
         if program or group is not None:
             process: Process = subprocess.Popen(
                 [*(program or (sys.executable, "-m", "exai")), "serve", *arguments],

@@ -1,6 +1,6 @@
 """The database of the system that EXAI replaces, with and without each of its parts, and a check that no row was lost.
 
-Every row carries a `mark` in a column that is none of ours: by it a row is found again, whatever became of the rest.
+Every row carries a `mark` in a column that is none of ours: by it a row is found again when other columns have changed.
 """
 
 from __future__ import annotations
@@ -292,9 +292,9 @@ def check_message(old: Row, new: Row) -> None:
 
 
 def check_links(before: Before, now: dict[str, Row], aside: dict[str, Row]) -> None:
-    """One of each pair that leads somewhere, everything else set aside as it was.
+    """One of each pair whose two rows exist, everything else set aside as it was.
 
-    A conversation of which only messages were left is somewhere again.
+    A conversation of which only messages were left exists again.
     """
     conversations = {row["id"] for row in before.conversations} | {row["conversation_id"] for row in before.messages}
     files = {row["id"] for row in before.files}

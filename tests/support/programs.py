@@ -1,6 +1,6 @@
 """Runs `embedded_program.py` and observes its processes.
 
-Invariant: no program and no server outlives the test, whatever the test did to them.
+Invariant: no program and no server outlives the test, also if the test killed its parent.
 """
 
 from __future__ import annotations

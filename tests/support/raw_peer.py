@@ -79,7 +79,7 @@ class RawPeer:
                 return payload
 
     async def close_code(self) -> int:
-        """The code of the close frame, whatever comes before it."""
+        """The code of the close frame; frames before it are ignored."""
         while True:
             opcode, payload = await self.received_frame()
             if opcode == 8:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 WAIT_LIMIT_S = 5.0
 POLL_S = 0.01
+START_WAIT_S = 30.0
+"""How long the application of a test waits for its servers: on a busy machine, longer than one attempt."""
 
 
 async def wait_until(

@@ -494,7 +494,7 @@ class TestDescription:
     }
 
     def test_every_list_and_map_is_shown_as_it_is_written(self) -> None:
-        """`exai config` and `exai doctor` show each of them, whatever the kind of its items."""
+        """`exai config` and `exai doctor` show each of them, for every kind of items."""
         kinds = {each.name for each in variables() if typing.get_origin(each.field.annotation) in (tuple, dict)}
         assert kinds == set(self.LISTS_AND_MAPS)
         shown = {line.variable: line.value for line in describe(load(**self.LISTS_AND_MAPS))}

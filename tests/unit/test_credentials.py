@@ -318,7 +318,7 @@ def test_bridge_reads_the_checkouts_file_or_a_named_one(project: Path, monkeypat
     monkeypatch.setattr(
         environment, "__file__", str(project / "site-packages" / "exai" / "settings" / "environment.py")
     )
-    assert checkout_env_file() is None, "an installed package has no checkout, whatever directory it is in"
+    assert checkout_env_file() is None, "an installed package has no checkout, in any directory"
 
 
 def test_checkouts_own_file_is_trusted_in_its_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The documentation: generated pages are current, and every link leads somewhere."""
+"""The documentation: generated pages are current, and every link has a target."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_everything_is_logged_by_default() -> None:
 
 
 def test_a_share_is_logged_and_the_rest_is_counted() -> None:
-    """Whatever the sizes of the groups."""
+    """For all sizes of the groups."""
     sampling = LogSampling(0.1, Clock())
     logged = [line for size in (1, 7, 30, 2, 60) * 4 for line in sampling.select(lines(size), is_error=False)]
     assert len(logged) == 40

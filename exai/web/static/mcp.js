@@ -117,7 +117,7 @@ export async function* eventsOf(response, signal) {
   } catch (error) {
     throw failure(error);
   } finally {
-    // A stream that nobody reads any more holds a connection of the daemon.
+    // A stream that is no longer read holds a connection of the daemon.
     if (!signal?.aborted) await reader.cancel().catch(() => {});
   }
 }

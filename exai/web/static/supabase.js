@@ -28,7 +28,7 @@ function begin({ access_token: token, refresh_token: refresh, expires_in: second
 async function renew() {
   const refresh = sessionStorage.getItem(REFRESH);
   if (!refresh) return;
-  // Whoever has signed out, or in anew, before the answer came stays so.
+  // The answer is ignored if the user has signed out, or in again, before it came.
   const isSame = () => sessionStorage.getItem(REFRESH) === refresh;
   try {
     const answer = await ask("/token?grant_type=refresh_token", { refresh_token: refresh });

@@ -49,7 +49,7 @@ async def append(large: LargeContent, repository: ConversationRepository) -> App
 
 @pytest.mark.direct
 async def test_large_content_is_uploaded_once_and_linked_by_one_statement(stored: Stored) -> None:
-    """The second time nothing is uploaded, whatever the store; the bytes come back from it."""
+    """The second time nothing is uploaded, in every store; the bytes come back from it."""
     async with PgProxy(stored.url) as proxy, opened(proxy.url) as database:
         files = service(database, stored.stores, stored.store.name)
         large, repository = LargeContent(files, LimitSettings()), ConversationRepository(database)

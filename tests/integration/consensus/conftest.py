@@ -26,6 +26,7 @@ from exai.settings.load import (
 from exai.workflows.consensus import ConsensusRequest, ConsensusResult
 from exai.workflows.consensus.watch import PanelWatch
 from tests.support.provider_server import ProviderServer, Received, Reply, glm_answer, kimi_answer
+from tests.support.waiting import START_WAIT_S
 
 NO_PASS_S = 3_600.0
 KIMI, GLM, LOCAL = "kimi-k3.1-pro", "glm-5.3", "local/judge"
@@ -128,6 +129,7 @@ async def open_stage(
             cache=CacheSettings(url=SecretStr(redis_url), reconcile_interval_s=NO_PASS_S, max_staleness_s=60),
             providers=ProvidersSettings(**{**given, **providers}),
             data_dir=data_dir,
+            start_wait_s=START_WAIT_S,
         )
         yield Stage(await stack.enter_async_context(open_app(settings)), kimi, glm, local)
 

@@ -29,6 +29,7 @@ from tests.support.pg_proxy import PgProxy
 from tests.support.pooler import Pooler
 from tests.support.provider_server import ProviderServer
 from tests.support.redis_proxy import RedisProxy
+from tests.support.waiting import START_WAIT_S
 
 WARM_UP = Owner("warm-up")
 
@@ -97,6 +98,7 @@ async def open_rig(
             files=FileSettings(roots=tuple(roots)),
             store=store or StoreSettings(),
             data_dir=data_dir,
+            start_wait_s=START_WAIT_S,
         )
         app = await stack.enter_async_context(open_app(settings))
         await load_scripts(app)

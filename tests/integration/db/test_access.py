@@ -201,7 +201,7 @@ async def test_a_client_reads_its_own_rows(supabase_url: str, sql: OneTrip) -> N
         assert await sql.fetchval("select count(*) from conversations") == 0
 
 
-async def test_a_local_owner_is_nobody_s_subject(supabase_url: str, sql: OneTrip) -> None:
+async def test_a_local_owner_is_no_user_s_subject(supabase_url: str, sql: OneTrip) -> None:
     """An issuer of other tokens than Supabase's may let its users choose their subject."""
     await store(supabase_url, "local", "one")
     async with acting(sql, "authenticated", sub="local"):
@@ -355,7 +355,7 @@ async def test_the_service_runs_as_a_role_without_special_rights(supabase_url: s
     try:
         assert await value(plain, "select current_user") == APP_ROLE
     except Exception:
-        pytest.skip("this server lets nobody else in")
+        pytest.skip("this server refuses other users")
     async with opened(plain) as database:
         await use(database)
         history = HistoryRepository(database)

@@ -178,7 +178,7 @@ async def served_by(data_dir: Path, *programs: Program) -> None:
         running = read_running(data_dir)
         return running is not None and running.pid in {each.process.pid for each in programs} and running.answers()
 
-    await wait_until(is_served, lambda: f"nobody took over: {read_running(data_dir)}", 30)
+    await wait_until(is_served, lambda: f"no process took over: {read_running(data_dir)}", 30)
 
 
 LIBPQ = {

@@ -139,7 +139,7 @@ async def test_a_stream_ends_when_the_daemon_stops(site: Site, client: httpx.Asy
 
 
 async def test_the_history_is_that_of_its_owner(site: Site, client: httpx.AsyncClient) -> None:
-    """Whatever is asked for: the owner is the caller's."""
+    """The owner is the caller's, also if the request names another."""
     answer = await client.get("/history", params={**HISTORY, "owner": "bob", "where": "{}"})
     assert answer.headers["cache-control"] == "no-store"
     point = {"at": 1_800_000_000, "labels": {"model": "kimi-k3"}, "count": 2, "sum": 0.5, "p50": None, "p99": None}

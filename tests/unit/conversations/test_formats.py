@@ -1,4 +1,4 @@
-"""Exported text is read back exactly, whatever the content looks like."""
+"""Exported text is read back exactly, for any content."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def counted(provider: str, usage: Usage) -> tuple[Usage, bool]:
 
 @pytest.mark.parametrize("cost_usd", [None, Decimal(0), Decimal("0.1")])
 def test_an_answer_without_tokens_is_charged_by_estimate(cost_usd: Decimal | None) -> None:
-    """Whatever amount an endpoint names beside; 0 tokens for 0 dollars would pass every budget."""
+    """Also if the endpoint reports an amount; 0 tokens for 0 dollars would pass every budget."""
     usage, is_estimated = counted("local", Usage(cost_usd=cost_usd))
     assert (usage.input_tokens, usage.cost_usd, is_estimated) == (100, None, True)
     assert usage.output_tokens > 50

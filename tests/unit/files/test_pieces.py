@@ -1,4 +1,4 @@
-"""Large content of messages: whatever is put in comes back identical, and only large content leaves the text."""
+"""Large content of messages: what is put in comes back identical, and only large content leaves the text."""
 
 from __future__ import annotations
 

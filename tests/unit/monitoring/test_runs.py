@@ -1,4 +1,4 @@
-"""The record of a command: how it ended, whatever becomes of the record itself."""
+"""The record of a command: how it ended, also if the record itself cannot be written."""
 
 from __future__ import annotations
 

@@ -65,5 +65,5 @@ def test_a_daemon_without_a_model_says_what_to_set() -> None:
         ("health_change", {"labels": None}, "None was None, is None"),
     ],
 )
-def test_an_event_is_a_sentence_whatever_it_lacks(kind: str, data: dict[str, Any], text: str) -> None:
+def test_an_event_without_some_fields_is_a_sentence(kind: str, data: dict[str, Any], text: str) -> None:
     assert event_text(kind, data) == text

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.attack import ALICE_TOKEN, MALLORY_TOKEN, Target
@@ -16,7 +17,8 @@ from tests.support.migrations import session
 
 NUMBERS = itertools.count(1)
 FLOOD = 64
-APPENDS = 20
+FEW_AND_MANY = pytest.mark.parametrize("appends", [4, pytest.param(20, marks=pytest.mark.heavy)])
+"""Of the other owner, most of which failed; the many are a part of `make attack`."""
 
 
 @asynccontextmanager
@@ -50,17 +52,18 @@ async def flood(peer: ClientConnection, tool: str, **arguments: Any) -> None:
         await peer.send(orjson.dumps(calling(tool, **arguments)), text=True)
 
 
-async def is_served(peer: ClientConnection) -> bool:
+async def is_served(peer: ClientConnection, appends: int) -> bool:
     """Whether all of some appends and searches are carried out."""
-    for number in range(APPENDS):
+    for number in range(appends):
         answer = await asks(peer, appending(f"mine {number}"))
         if answer["result"].get("isError"):
             return False
     return True
 
 
+@FEW_AND_MANY
 async def test_searches_that_run_to_their_limit_leave_connections_to_other_owners(
-    target: Target, postgres_url: str
+    target: Target, postgres_url: str, appends: int
 ) -> None:
     """They had all ten; more than half of another owner's appends failed. Here a lock makes every search wait."""
     async with (
@@ -72,12 +75,13 @@ async def test_searches_that_run_to_their_limit_leave_connections_to_other_owner
         async with other.transaction():
             await other.execute("lock table exai.message_words in access exclusive mode")
             await flood(mallory, "conversation_search", query="common")
-            assert await is_served(alice)
+            assert await is_served(alice, appends)
     seen.check()
 
 
+@FEW_AND_MANY
 async def test_writers_that_wait_for_each_other_leave_connections_to_other_owners(
-    target: Target, postgres_url: str
+    target: Target, postgres_url: str, appends: int
 ) -> None:
     """Many appends to one conversation, each too large to share a statement, while something holds it."""
     async with (
@@ -92,5 +96,5 @@ async def test_writers_that_wait_for_each_other_leave_connections_to_other_owner
             await other.execute("select from public.conversations where continuation_id = $1 for update", name)
             messages = [{"role": "user", "content": "x" * 70_000}]
             await flood(mallory, "conversation_append", messages=messages, continuation_id=name)
-            assert await is_served(alice)
+            assert await is_served(alice, appends)
     seen.check()

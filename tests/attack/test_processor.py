@@ -15,7 +15,6 @@ from tests.support.mcp_server import modern, tool_call
 from tests.support.raw_peer import RawPeer, raw_peer
 
 CLIENTS = 8
-ROUNDS = 10
 DEAR = {
     "keys": {f"k{number}": number for number in range(MAX_VALUES - 100)},
     "too-many-keys": {f"k{number}": number for number in range(190_000)},
@@ -24,14 +23,15 @@ DEAR = {
 }
 
 
+@pytest.mark.parametrize("rounds", [4, pytest.param(10, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("kind", DEAR)
-async def test_messages_that_are_dear_to_parse_leave_others_their_share(target: Target, kind: str) -> None:
+async def test_messages_that_are_dear_to_parse_leave_others_their_share(target: Target, kind: str, rounds: int) -> None:
     """Refused or not, they are read more slowly once they have cost enough."""
     message = orjson.dumps(modern(1, "tools/call", tool_call("no_such_tool", padding=DEAR[kind])))
 
     async def attacks(peer: RawPeer) -> None:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 await peer.frame(message)
                 await peer.received_message()
 

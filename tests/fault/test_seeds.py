@@ -20,7 +20,7 @@ from tests.fault.nemesis import Nemesis, undo
 from tests.fault.workload import Workload
 from tests.support.backend import FaultServer
 
-SEEDS = int(os.environ.get("EXAI_FAULT_SEEDS", "3"))
+SEEDS = int(os.environ.get("EXAI_FAULT_SEEDS", "1"))
 FIRST = int(os.environ.get("EXAI_FAULT_FIRST", "1"))
 SECONDS = float(os.environ.get("EXAI_FAULT_SECONDS", "3"))
 

@@ -1,4 +1,4 @@
-"""Runs `exai` commands in processes of their own, as `python -m exai` would: `start_exai`, and `run_exai` to the end.
+"""Runs `exai` and other modules of this checkout in processes of their own, as `python -m` would.
 
 On Linux they are forked from a process that has imported EXAI (`fork_server.py`), once per process of the suite. A test
 of the start itself, or of what a start imports, starts `sys.executable` instead.
@@ -59,22 +59,22 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "EXAI_SERVER__PORT": "0", "PYTHONUNBUFFERED": "1", **overrides}
 
 
-def start_exai(
-    arguments: Sequence[str],
-    *,
+def start(
+    module: str,
+    *arguments: str,
     env: Mapping[str, str],
     cwd: Path,
     stdout: IO[bytes],
     stderr: IO[bytes],
     stdin: IO[bytes] | None = None,
 ) -> Process:
-    """Start a command in a session of its own, by default with nothing on `stdin`; `env` is all of its environment."""
+    """Start `python -m module` in a session of its own, by default with nothing on `stdin`; `env` is all it gets."""
     with Path(os.devnull).open("rb") as nothing:
         streams = [stdin or nothing, stdout, stderr]
         if CAN_FORK and _read_by_python(env) == _read_by_python(environment(BASE)):
-            return _fork_server().start(arguments, dict(env), cwd, streams)
+            return _fork_server().start(module, arguments, dict(env), cwd, streams)
         return subprocess.Popen(
-            [sys.executable, "-m", "exai", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=env,
             cwd=cwd,
             stdin=streams[0],
@@ -92,7 +92,7 @@ def run_exai(
         stdin.write(given)
         stdin.seek(0)
         env = environment({"PYTHONPATH": str(ROOT), **settings})
-        process = start_exai(arguments, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+        process = start("exai", *arguments, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
         try:
             status = process.wait(RUN_LIMIT_S)
         finally:
@@ -175,9 +175,11 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
             )
 
-    def start(self, arguments: Sequence[str], env: dict[str, str], cwd: Path, streams: list[IO[bytes]]) -> Process:
+    def start(
+        self, module: str, arguments: Sequence[str], env: dict[str, str], cwd: Path, streams: list[IO[bytes]]
+    ) -> Process:
         """Fork a command."""
-        request = {"arguments": list(arguments), "environ": env, "directory": str(cwd)}
+        request = {"module": module, "arguments": list(arguments), "environ": env, "directory": str(cwd)}
         read, write = os.pipe()
         try:
             descriptors = [*(each.fileno() for each in streams), write]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.commands import ROOT, Process, environment, start_exai
+from tests.support.commands import ROOT, Process, environment, start
 from tests.support.waiting import START_WAIT_S
 
 START_LIMIT_S = 60.0
@@ -96,7 +96,7 @@ def start_daemon(
                 group=group,
             )
         else:
-            process = start_exai(["serve", *arguments], env=given, cwd=directory, stdout=stream, stderr=stream)
+            process = start("exai", "serve", *arguments, env=given, cwd=directory, stdout=stream, stderr=stream)
     daemon = Daemon(process, log)
     try:
         _await_address(daemon)

@@ -5,7 +5,6 @@ Invariant: structure and text are each a complete answer, because some clients s
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ ABOUT_ERRORS: Final = frozenset({"name", "model", "title", "metadata"})
 """Fields of an error that identify its subject, as its sentence does; no next call needs them."""
 
 
-class ToolOutput(ABC):
+class ToolOutput:
     """Base of the answers of all tools, which are dataclasses. The fields, in order, are the structured answer.
 
     A field holds JSON or another dataclass; `Annotated` gives it a description. Handlers make the values, so these are
@@ -36,9 +35,12 @@ class ToolOutput(ABC):
         """Return the structured answer; it is empty for a tool that answers with text alone."""
         return dict(self.__dict__)
 
-    @abstractmethod
     def as_text(self) -> str:
-        """Return the content of the text, which follows the head and the notes (`exai.mcp.features.texts`)."""
+        """Return the content of the text, which follows the head and the notes (`exai.mcp.features.texts`).
+
+        Every tool's output defines it, which the registry checks; one that is only a part of others need not.
+        """
+        return ""
 
     def head(self) -> Json:
         """Return fields for the head of the text that are not at the top of the structured answer."""

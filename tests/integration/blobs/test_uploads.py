@@ -17,14 +17,13 @@ from exai.models import LOCAL_OWNER
 from exai.settings.load import SupabaseStorageSettings
 from tests.integration.blobs.conftest import service
 from tests.integration.blobs.putting import DATA
+from tests.support.commands import ROOT, Process, environment, start
 from tests.support.counters import Counters
-from tests.support.daemon import environment
 from tests.support.database import opened
 from tests.support.migrations import run, value
 from tests.support.pg_proxy import PgProxy
 from tests.support.supabase_storage import KEY, SupabaseStorage
 
-ROOT = Path(__file__).resolve().parents[3]
 REQUESTS = 6
 """Of an upload in three pieces: the bucket is asked for and made, the upload begun, and three pieces sent."""
 
@@ -103,37 +102,24 @@ async def test_process_killed_at_any_step_of_a_write_to_the_directory_leaves_not
 
 async def ends_itself(postgres_url: str, directory: Path, step: int) -> bool:
     """Run the program; return whether it reached the step at which it kills itself."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.blobs.putting_locally",
-        postgres_url,
-        str(directory),
-        str(step),
-        cwd=ROOT,
-        env=environment({"PYTHONPATH": str(ROOT)}),
-    )
-    async with asyncio.timeout(60):
-        status = await process.wait()
+    process = start_here("putting_locally", postgres_url, str(directory), str(step))
+    status = await asyncio.to_thread(process.wait, 60)
     assert status in (0, -signal.SIGKILL)
     return status != 0
 
 
 async def killed(postgres_url: str, server: SupabaseStorage) -> None:
     """Run the program until the server holds its request, and kill it there."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.blobs.putting",
-        postgres_url,
-        server.url,
-        KEY,
-        cwd=ROOT,
-        env=environment({"PYTHONPATH": str(ROOT)}),
-    )
+    process = start_here("putting", postgres_url, server.url, KEY)
     try:
         async with asyncio.timeout(60):
             await server.held.wait()
     finally:
         process.kill()
-        await process.wait()
+        await asyncio.to_thread(process.wait, 60)
+
+
+def start_here(module: str, *arguments: str) -> Process:
+    env = environment({"PYTHONPATH": str(ROOT)})
+    output = sys.__stderr__.buffer
+    return start(f"{__package__}.{module}", *arguments, env=env, cwd=ROOT, stdout=output, stderr=output)

@@ -54,7 +54,7 @@ class Edge:
         self._at_once = authenticate.at_once if isinstance(authenticate, Immediate) else _admit_none
         if authenticate is admit_local_owner:
             self._at_once = _admit_local_owner
-        self._is_open = not settings.is_guarded
+        self._is_open, self._has_one_owner = not settings.is_guarded, settings.has_one_owner
         own = set() if settings.host in WILDCARD_ADDRESSES else {settings.host.lower()}
         self._any_host = "*" in settings.allowed_hosts
         self._names = LOOPBACK_NAMES | own | {host.lower().strip("[]") for host in settings.allowed_hosts}
@@ -79,10 +79,11 @@ class Edge:
         return self._at_once(headers, _NO_QUERY)
 
     async def may_see_details(self, scope: Mapping[str, Any]) -> bool:
-        """Return whether a caller may see more than the daemon's status: with a token, or from this machine.
+        """Return whether a caller is the operator, who may see more than the daemon's status.
 
-        A request forwarded by a proxy on this machine does not count as local. Without authentication every caller
-        may, but not a page whose foreign name resolves to this machine.
+        That is a caller from this machine, and the only owner with the token. A request forwarded by a proxy on this
+        machine does not count as local. Without authentication every caller may, but not a page whose foreign name
+        resolves to this machine.
         """
         headers = header_map(scope["headers"])
         is_known = self._is_known(headers.get("host", ""))
@@ -91,7 +92,7 @@ class Edge:
         is_direct = not any(name in FORWARDED or name.startswith(FORWARDED_PREFIXES) for name in headers)
         if is_direct and is_known and _is_same_machine(scope):
             return True
-        return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
+        return self._has_one_owner and await self.is_admitted(scope)
 
     async def is_admitted(self, scope: Mapping[str, Any]) -> bool:
         """Return whether a caller has authenticated; True for all without authentication."""

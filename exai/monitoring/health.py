@@ -72,8 +72,11 @@ class HealthReport:
     age_s: float | None
     components: tuple[ComponentHealth, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as `GET /health` and `exai health --format json` show it."""
+    def as_json(self, *, with_details: bool = True) -> dict[str, Any]:
+        """Return the report as `GET /health` and `exai health --format json` show it.
+
+        Details name hosts and quote errors, which only the operator may see.
+        """
         return {
             "status": self.state,
             "ready": self.ready,
@@ -85,7 +88,7 @@ class HealthReport:
                     "state": each.state,
                     "required": each.required,
                     "latency_ms": None if each.latency_ms is None else round(each.latency_ms, 2),
-                    "detail": each.detail,
+                    "detail": each.detail if with_details else "",
                     "since": each.since.isoformat(timespec="seconds"),
                 }
                 for each in self.components

@@ -244,6 +244,11 @@ class ServerSettings(Section):
         """Return whether callers must authenticate."""
         return self.token is not None or bool(self.tokens) or self.jwt.is_on
 
+    @property
+    def has_one_owner(self) -> bool:
+        """Return whether every caller is the same owner, whose daemon it then is."""
+        return not self.jwt.is_on and len(self.tokens) + (self.token is not None) <= 1
+
 
 class ProviderSettings(Section):
     """A provider that EXAI describes; without a key it is disabled."""

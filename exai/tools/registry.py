@@ -80,8 +80,9 @@ def _offered(app: App, tools: Iterable[ToolSpec]) -> ToolRegistry:
 
 def build_features(app: App, tools: ToolRegistry) -> Sequence[Feature]:
     """Return the features that the server offers in addition to its tools."""
+    described = partial(describe, app.settings) if app.settings.server.has_one_owner else None
     return (
-        resource_feature(app.conversations, app.files, partial(describe, app.settings) if has_one_owner(app) else None),
+        resource_feature(app.conversations, app.files, described),
         prompt_feature(app.conversations, tools),
         argument_completion(app.conversations, app.files, app.providers, tools),
         store_feature(app),
@@ -94,12 +95,7 @@ def build_tasks(app: App, tools: ToolRegistry) -> TurnTasks:
     return TurnTasks(app.chat, answers)
 
 
-def has_one_owner(app: App) -> bool:
-    """Return whether every caller is the same owner, whose daemon it then is."""
-    server = app.settings.server
-    return not server.jwt.is_on and len(server.tokens) + (server.token is not None) <= 1
-
-
 def health_report(app: App) -> dict[str, Any]:
-    """Return what `status` shows: health, and the figures beside it."""
-    return {**app.health.report().as_json(), **figures(app.recorder, app.settings.cache.max_staleness_s)}
+    """Return what `status` shows: health, without details if it has several owners, and the figures beside it."""
+    report = app.health.report().as_json(with_details=app.settings.server.has_one_owner)
+    return {**report, **figures(app.recorder, app.settings.cache.max_staleness_s)}

@@ -31,7 +31,7 @@ from exai.models import Finding, Owner
 from exai.monitoring.health import Health
 from exai.monitoring.live import LiveSnapshot
 from exai.resilience import with_deadline
-from exai.web.sentences import event_text, problems_of
+from exai.web.sentences import event_text, problems_of, states_of
 
 INTERVAL_S: Final = 2.0
 NOTICE_S: Final = 0.25
@@ -41,6 +41,9 @@ HISTORY_TIMEOUT_S: Final = 5.0
 MAX_DIGITS: Final = 10
 OF_ALL_OWNERS: Final = ("cost_usd", "tokens")
 """Fields of a snapshot with sums over all owners; an owner's own are in the ledger."""
+
+SEEN_BY_ALL: Final = frozenset({"health_change"})
+"""Types of events that an owner sees who is not the operator, without their details."""
 
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -64,16 +67,19 @@ def live_routes(server: McpServer, sources: PageSources) -> list[Route]:
     """Return the routes.
 
     GET /live is a stream with one event every two seconds, GET /history one metric by steps of time, and GET /events
-    the newest changes of health, runs of commands, and batches of metrics with a problem.
+    the newest changes of health, runs of commands, and batches of metrics with a problem. Callers to whom GET /health
+    shows the status only see the states of the parts here, without hosts and errors.
     """
 
     async def history(request: Request, owner: Owner) -> Any:
         points = await sources.read_history(_query(request.query_params, owner))
         return {"points": [_point(each) for each in points]}
 
-    async def events(_: Request, __: Owner) -> Any:
-        found = await sources.read_events()
-        return {"events": [{"at": each.at.isoformat(), "text": event_text(each.type, each.data)} for each in found]}
+    async def events(request: Request, _: Owner) -> Any:
+        with_details = await server.edge.may_see_details(request.scope)
+        found = [each for each in await sources.read_events() if with_details or each.type in SEEN_BY_ALL]
+        texts = [event_text(each.type, each.data, with_details=with_details) for each in found]
+        return {"events": [{"at": each.at.isoformat(), "text": text} for each, text in zip(found, texts, strict=True)]}
 
     return [
         Route("/live", _LiveStream(server, _Snapshots(sources)), methods=["GET"]),
@@ -89,19 +95,35 @@ class _Snapshots:
         self._sources = sources
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
-        self._latest = b""
+        self._facts: dict[str, Any] = {}
+        self._latest: dict[bool, bytes] = {}
 
-    async def read(self) -> bytes:
+    async def read(self, *, with_details: bool) -> bytes:
         """Return a snapshot that is not older than half of the interval."""
         async with self._lock:
             if time.monotonic() - self._read_at > INTERVAL_S / 2:
                 snapshot = (await self._sources.gather()).as_json()
-                facts = {name: value for name, value in snapshot.items() if name not in OF_ALL_OWNERS}
-                report = self._sources.health.report()
-                problems = problems_of(report, self._sources.problems(), snapshot["providers"])
-                self._latest = orjson.dumps({**facts, "health": report.as_json(), "problems": problems})
+                self._facts = {name: value for name, value in snapshot.items() if name not in OF_ALL_OWNERS}
+                self._latest.clear()
                 self._read_at = time.monotonic()
-            return self._latest
+            if with_details not in self._latest:
+                self._latest[with_details] = orjson.dumps(self._detailed() if with_details else self._without_details())
+            return self._latest[with_details]
+
+    def _detailed(self) -> dict[str, Any]:
+        report = self._sources.health.report()
+        problems = problems_of(report, self._sources.problems(), self._facts["providers"])
+        return {**self._facts, "health": report.as_json(), "problems": problems}
+
+    def _without_details(self) -> dict[str, Any]:
+        report = self._sources.health.report()
+        shown = {
+            "pids": [],
+            "providers": [{**each, "detail": ""} for each in self._facts["providers"]],
+            "health": report.as_json(with_details=False),
+            "problems": states_of(report),
+        }
+        return {**self._facts, **shown}
 
 
 class _LiveStream:
@@ -118,10 +140,11 @@ class _LiveStream:
             await reply.text(admitted)
             return
         quota = self._server.quotas.of(admitted.owner)
+        with_details = await self._server.edge.may_see_details(scope)
         try:
             quota.take(0)
             with quota.hold_connection():
-                await self._while_there(receive, self._stream(reply, admitted))
+                await self._while_there(receive, self._stream(reply, admitted, with_details=with_details))
         except Overloaded as error:
             await reply.text(too_many(error))
 
@@ -137,13 +160,13 @@ class _LiveStream:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Gone):
             raise error
 
-    async def _stream(self, reply: HttpReply, admitted: Admitted) -> None:
+    async def _stream(self, reply: HttpReply, admitted: Admitted, *, with_details: bool) -> None:
         if _has_expired(admitted):
             await reply.text(expired())
             return
         await reply.begin_stream()
         while not self._server.is_draining and not _has_expired(admitted):
-            await reply.event(await self._snapshots.read())
+            await reply.event(await self._snapshots.read(with_details=with_details))
             for _ in range(int(INTERVAL_S / NOTICE_S)):
                 if not self._server.is_draining:
                     await asyncio.sleep(NOTICE_S)

@@ -36,13 +36,22 @@ def problems_of(
     return wrong + found + ([] if any(each["configured"] for each in providers) else [NO_PROVIDER])
 
 
-def event_text(kind: str, data: Mapping[str, Any]) -> str:
+def states_of(report: HealthReport) -> list[dict[str, Any]]:
+    """Return the components that are down or degraded, without the details that only the operator may see."""
+    return [
+        {"part": each.name, "detail": each.state, "cure": "", "since": each.since.isoformat()}
+        for each in report.components
+        if each.state in ("down", "degraded")
+    ]
+
+
+def event_text(kind: str, data: Mapping[str, Any], *, with_details: bool = True) -> str:
     """Return an event of the history in words. Data of other programs may lack any field."""
     labels = data.get("labels") or {}
     match kind:
         case "health_change":
             change = f"{labels.get('component')} was {data.get('before')}, is {labels.get('state')}"
-            return f"{change}: {data['detail']}" if data.get("detail") else change
+            return f"{change}: {data['detail']}" if with_details and data.get("detail") else change
         case "metrics_batch":
             reason = data.get("error") or "their times were moved"
             return f"metrics of {data.get('source') or 'a program'} were {data.get('status')}: {reason}"

@@ -17,7 +17,7 @@ from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import RunningServer, open_server
 from exai.models import Finding, Owner
-from exai.monitoring.health import Health
+from exai.monitoring.health import Component, Health, Probed
 from exai.monitoring.live import Live, LiveSnapshot
 from exai.monitoring.metrics import MetricsRecorder
 from exai.web.live import PageSources, live_routes
@@ -26,6 +26,8 @@ from tests.support.mcp_server import Tools, fast_settings, new_server
 ALICE, BOB = "a-token-of-alice-long-enough", "a-token-of-bob-that-is-long-enough"
 HISTORY = {"metric": "turn_cost_usd", "since": "1800000000", "until": "1800003600", "step": "60", "by": "model,kind"}
 WAIT_S = 5.0
+SECRET = "cache.internal.example"
+FORWARDED = {"x-forwarded-for": "203.0.113.9"}
 AT = datetime(2026, 11, 30, tzinfo=UTC)
 
 
@@ -44,7 +46,7 @@ async def site() -> AsyncIterator[Site]:
     settings = fast_settings(tokens={"alice": ALICE, "bob": BOB}, owner_max_connections=3)
     server = new_server(Tools(), settings, authenticate=authenticator(settings))
     recorder = MetricsRecorder()
-    kimi = {"name": "kimi", "configured": True, "state": "ok", "breaker": "closed", "detail": ""}
+    kimi = {"name": "kimi", "configured": True, "state": "degraded", "breaker": "open", "detail": f"{SECRET} is away"}
     live = Live(recorder, pool=lambda: (1, 2, 10), providers=lambda: [kimi], running=lambda: 0)
     asked: list[HistoryQuery] = []
     gathered: list[int] = []
@@ -59,10 +61,17 @@ async def site() -> AsyncIterator[Site]:
         return (HistoryPoint(query.since, {"model": "kimi-k3"}, 2, 0.5, 0.1, 0.4, None, None),)
 
     async def events() -> tuple[RecentMetric, ...]:
-        return (RecentMetric("health_change", {"labels": {"component": "cache", "state": "down"}}, AT),)
+        changed = {"labels": {"component": "cache", "state": "down"}, "detail": f"{SECRET} refused"}
+        moved = {"status": "failed", "source": f"{SECRET}:1", "error": f"relation of {SECRET}"}
+        return RecentMetric("health_change", changed, AT), RecentMetric("metrics_batch", moved, AT)
 
-    problem = Finding("redis", "fail", "no answer", "Start it")
-    routes = live_routes(server, PageSources(Health([], recorder=recorder), gather, lambda: (problem,), read, events))
+    async def unreachable() -> Probed:
+        return Probed("down", f"{SECRET}:6379 does not answer")
+
+    problem = Finding("redis", "fail", f"no answer of {SECRET}", "Start it")
+    health = Health([Component("cache", unreachable)], recorder=recorder)
+    await health.probe_all()
+    routes = live_routes(server, PageSources(health, gather, lambda: (problem,), read, events))
     async with open_server(build_asgi(server, routes), settings) as running:
         yield Site(server, running, asked, gathered)
 
@@ -107,7 +116,22 @@ async def test_the_stream_shows_the_daemon_and_no_sums_of_other_owners(site: Sit
     assert shown["pool"] == {"in_use": 1, "open": 2, "size": 10}
     assert shown["health"]["status"] in ("ok", "degraded", "down")
     assert not {"cost_usd", "tokens"} & set(shown)
-    assert shown["problems"] == [{"part": "redis", "detail": "no answer", "cure": "Start it"}]
+    assert shown["problems"] == [{"part": "redis", "detail": f"no answer of {SECRET}", "cure": "Start it"}]
+    assert SECRET in shown["health"]["components"]["cache"]["detail"]
+
+
+async def test_an_owner_who_is_not_the_operator_sees_states_without_details(client: httpx.AsyncClient) -> None:
+    """As from GET /health: which part is down, and neither hosts nor errors. A proxy forwards other machines."""
+    async with client.stream("GET", "/live", headers=FORWARDED) as answer:
+        shown = await next_event(answer.aiter_lines())
+        async with client.stream("GET", "/live") as local:
+            assert SECRET in str(await next_event(local.aiter_lines()))
+    (problem,) = shown["problems"]
+    assert (problem["part"], problem["detail"], problem["cure"]) == ("cache", "down", "")
+    assert (shown["health"]["status"], shown["providers"][0]["state"], shown["pids"]) == ("degraded", "degraded", [])
+    events = await client.get("/events", headers=FORWARDED)
+    assert [each["text"] for each in events.json()["events"]] == ["cache was None, is down"]
+    assert SECRET not in str(shown)
 
 
 async def test_many_streams_cost_as_much_as_one_and_count_as_connections(site: Site, client: httpx.AsyncClient) -> None:
@@ -150,7 +174,10 @@ async def test_the_history_is_that_of_its_owner(site: Site, client: httpx.AsyncC
 async def test_the_events_are_those_of_the_daemon(client: httpx.AsyncClient) -> None:
     answer = await client.get("/events")
     assert answer.headers["cache-control"] == "no-store"
-    assert answer.json() == {"events": [{"at": AT.isoformat(), "text": "cache was None, is down"}]}
+    assert [each["text"] for each in answer.json()["events"]] == [
+        f"cache was None, is down: {SECRET} refused",
+        f"metrics of {SECRET}:1 were failed: relation of {SECRET}",
+    ]
 
 
 @pytest.mark.parametrize(

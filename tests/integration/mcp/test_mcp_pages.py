@@ -278,6 +278,16 @@ async def test_details_are_for_tokens_and_this_machine(client_address: str, head
     assert await unguarded.may_see_details(scope_of("10.0.0.6", {}))
 
 
+@pytest.mark.parametrize(("client_address", "may"), [("127.0.0.1", True), ("10.0.0.6", False)])
+async def test_a_token_of_one_of_several_owners_shows_no_details(client_address: str, may: bool) -> None:
+    """The operator asks from the daemon's machine."""
+    settings = fast_settings(tokens={"alice": TOKEN, "bob": f"{TOKEN}-of-bob"})
+    edge = Edge(settings, authenticator(settings))
+    scope = scope_of(client_address, {"authorization": f"Bearer {TOKEN}"})
+    assert await edge.may_see_details(scope) is may
+    assert await edge.is_admitted(scope)
+
+
 @pytest.mark.parametrize(("host", "may"), [("localhost", True), ("127.0.0.1:8079", True), ("evil.example", False)])
 async def test_a_foreign_name_of_this_machine_sees_no_details_and_no_metrics(host: str, may: bool) -> None:
     """Without tokens a page could read them by a name of its own that resolves to this machine."""

@@ -153,6 +153,11 @@ def _add_store(commands: Any) -> None:
         default="off",
         help="use: take an answer that was given to the same prompt before; refresh: ask anew and keep the answer",
     )
+    chat.add_argument(
+        "--reread",
+        action="store_true",
+        help="with --continue or --last: read the files of the conversation that have changed on disk again",
+    )
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
 
     search = commands.add_parser("search", help="find messages and titles by their words")
@@ -223,7 +228,7 @@ def _add_archive(commands: Any) -> None:
     prune.add_argument(
         "--dry-run",
         action="store_true",
-        help="remove nothing; count the bytes without a file, and name the files without bytes",
+        help="remove nothing; count the conversations and the bytes without a file, and name the files without bytes",
     )
 
 

@@ -42,24 +42,31 @@ def prune(options: argparse.Namespace) -> int:
 
 
 async def _prune(settings: Settings, idle_days: float | None, *, is_rehearsal: bool) -> str:
-    if is_rehearsal and idle_days is not None:
-        raise InvalidArgument("--dry-run", "examines files only", "Leave out --idle-days")
     async with open_app(settings) as app:
+        marked = 0
         if is_rehearsal:
-            conversations, swept = 0, await sweep(app.files, is_rehearsal=True)
+            conversations, marked = await app.maintenance.rehearse(idle_days=idle_days)
+            swept = await sweep(app.files, is_rehearsal=True)
         else:
             async with recorded_run(app.history.insert, "prune") as figures:
                 conversations = figures["conversations"] = await app.maintenance.prune(idle_days=idle_days)
                 swept = await sweep(app.files, is_rehearsal=False)
                 figures["files"], figures["contents"] = swept.orphans, swept.unused.contents
-    return "\n".join([_summary(swept, conversations, is_rehearsal), *_named(swept.missing, app.files.blobs.private)])
+    summary = _rehearsed(swept, conversations, marked) if is_rehearsal else _summary(swept, conversations)
+    return "\n".join([summary, *_named(swept.missing, app.files.blobs.private)])
 
 
-def _summary(swept: Swept, conversations: int, is_rehearsal: bool) -> str:
+def _summary(swept: Swept, conversations: int) -> str:
     unused = f"{swept.orphans:,} orphaned files and the bytes of {swept.unused.contents:,}"
-    if is_rehearsal:
-        return f"would remove {unused} contents ({swept.unused.size_bytes:,} bytes); conversations were not examined"
     return f"removed {conversations:,} deleted conversations, {unused} contents"
+
+
+def _rehearsed(swept: Swept, conversations: int, marked: int) -> str:
+    return (
+        f"would remove {swept.orphans:,} orphaned files and the bytes of {swept.unused.contents:,} contents "
+        f"({swept.unused.size_bytes:,} bytes), and {conversations:,} conversations that were deleted a week ago; would "
+        f"delete {marked:,} idle or expired ones, which can be restored for a week"
+    )
 
 
 async def _migrate(settings: Settings, source: str, target: str) -> int:

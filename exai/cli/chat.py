@@ -19,7 +19,8 @@ from exai.app import App, open_app
 from exai.cli.browse import Output, check_owner, list_newest, newest_id, owner_option, whole_id
 from exai.cli.terminal_text import shown
 from exai.conversations import ChatRequest
-from exai.errors import ExaiError, InvalidArgument
+from exai.errors import ConfigError, ExaiError, InvalidArgument
+from exai.files.sources import SourcesRead
 from exai.models import LOCAL_OWNER, CacheUse, ContinuationId, Delta, Owner
 from exai.program import program
 from exai.settings.load import Settings
@@ -44,6 +45,8 @@ class ChatOptions:
 
     owner: Owner = LOCAL_OWNER
     cache: CacheUse = "off"
+    reread: bool = False
+    """Read the files of the conversation that have changed on disk again, with each question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Streams:
 
 async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -> int:
     """Carry out the options and return the exit status. Raises ExaiError."""
+    if options.reread and not (options.continuation_id or options.is_last):
+        raise ConfigError("--reread", "needs a conversation with files", "Give --continue ID or --last")
     interactive = not options.words and not options.list_only and streams.input.isatty()
     prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
     async with open_app(settings) as app:
@@ -162,8 +167,10 @@ class _Talk:
                 output.flush()
 
         request = ChatRequest(self._options.owner, prompt, model=self._options.model, cache=self._options.cache)
+        request = replace(request, continuation_id=self._continuation_id)
         try:
-            result = await self._app.chat.run(replace(request, continuation_id=self._continuation_id), on_delta)
+            again = await self._read_again()
+            result = await self._app.chat.run(replace(request, reread=again.files, sources=again.sources), on_delta)
             self._continuation_id = result.continuation_id
             if not written:
                 # A repeated answer, which had been stored before, arrives whole, without streaming.
@@ -180,6 +187,15 @@ class _Talk:
             output.flush()
         for note in notes:
             self._say(f"(note: {note})")
+
+    async def _read_again(self) -> SourcesRead:
+        """Read changed files of the conversation again, if that is asked for, and name them."""
+        if not self._options.reread or self._continuation_id is None:
+            return SourcesRead()
+        again = await self._app.sources.reread(self._options.owner, self._continuation_id)
+        for note in (*(f"read again: {each}" for each in again.read), *again.left_out, *again.notes):
+            self._say(f"(note: {note})")
+        return again
 
     def _say(self, text: str) -> None:
         print(shown(text, self._streams.error), file=self._streams.error, flush=True)

@@ -24,6 +24,7 @@ def chat(options: argparse.Namespace) -> int:
         options.last,
         owner_of(options),
         options.cache,
+        reread=options.reread,
     )
     return run(run_chat(settings, asked, Streams(sys.stdin, sys.stdout, sys.stderr)))
 

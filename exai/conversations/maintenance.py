@@ -49,6 +49,22 @@ class Maintenance:
         await self._answers.prune(age_s=self._answers_age_s)
         return removed
 
+    async def rehearse(self, *, idle_days: float | None = None) -> tuple[int, int]:
+        """Return how many conversations `prune` would remove, and how many it would mark as deleted; changes nothing.
+
+        One statement for each, and for each owner with a time of its own. Raises as `prune`.
+        """
+        if idle_days is not None:
+            check_duration("idle_days", idle_days, MAX_IDLE_DAYS)
+        marked = await self._repository.count_due()
+        for owner, days in self._retention.owners.items():
+            if (shortest := _shortest(days or None, idle_days)) is not None:
+                marked += await self._repository.count_idle(Owner(owner), idle_s=shortest * DAY_S)
+        if (shortest := _shortest(self._retention.idle_days, idle_days)) is not None:
+            but = [Owner(owner) for owner in self._retention.owners]
+            marked += await self._repository.count_idle(None, idle_s=shortest * DAY_S, but=but)
+        return await self._repository.count_purgeable(), marked
+
     async def expire(self) -> int:
         """Mark conversations as deleted whose own time, or that of the settings, has come; return their number.
 
@@ -83,6 +99,10 @@ class Maintenance:
         Raises `DatabaseError`.
         """
         await self._indexing.finish()
+
+
+def _shortest(*days: float | None) -> float | None:
+    return min((each for each in days if each is not None), default=None)
 
 
 async def _all(mark: Callable[[], Awaitable[int]]) -> int:

@@ -175,6 +175,18 @@ class CurationRepository:
         """Mark at most `limit` conversations as deleted whose `expires_at` has come."""
         return int((await self._database.fetch("expire_due", limit))[0]["marked"])
 
+    async def count_purgeable(self, *, after_s: float = PURGE_AFTER_S) -> int:
+        """Return how many conversations `purge` would remove in all."""
+        return int((await self._database.fetch("count_purgeable", after_s))[0]["removed"])
+
+    async def count_idle(self, owner: Owner | None, *, idle_s: float, but: Sequence[Owner] = ()) -> int:
+        """Return how many conversations `expire_idle` would mark in all."""
+        return int((await self._database.fetch("count_idle", owner, idle_s, list(but)))[0]["marked"])
+
+    async def count_due(self) -> int:
+        """Return how many conversations `expire_due` would mark in all."""
+        return int((await self._database.fetch("count_due"))[0]["marked"])
+
     async def prune_removed(self, *, after_s: float = FORGET_REMOVED_S) -> int:
         """Delete the records of purged conversations once no cache can contain them any more."""
         return int((await self._database.fetch("prune_removed", after_s))[0]["removed"])

@@ -165,6 +165,7 @@ HOSTILE_METADATA: tuple[dict[str, Any], ...] = (
     {"notes": "text", "read": "text", "file_ids": {"0": "x"}, "model": {"name": "x"}, "reasoning": "text"},
     {"notes": [{"a": 1}, None, "a note"], "read": [[1]], "file_ids": [5], "model": 5, "reasoning": {"text": ["x"]}},
     {"severity": 5, "verdict": {}, "by": [], "file": {"a": 1}, "line": {}, "workflow": [1], "finish_reason": {}},
+    {"severity": "off-screen skip", "verdict": "off-screen skip"},
     {"constructor": None, "__proto__": {"notes": 5}, "toString": 1, "notes": None, "reasoning": None},
 )
 
@@ -194,7 +195,7 @@ def test_metadata_of_any_kind_leaves_a_transcript_readable(site: Site, open_page
     assert page.locator(".note", has_text="a note").count() > 0
     assert page.locator("#m3").inner_text().count("assistant says 0") == 1
     assert page.evaluate("Object.keys(Object.prototype).length") == 0
-    assert page.locator(".message.off-screen").count() == 0
+    assert page.locator(".message.off-screen, .chip.off-screen, .chip.off-screen-skip").count() == 0
 
 
 def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage) -> None:

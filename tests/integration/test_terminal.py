@@ -19,8 +19,9 @@ import pytest
 from exai.app import open_app
 from exai.cli.chat import ChatOptions, Streams, run_chat
 from exai.conversations.formats import ConversationText, MessageText
-from exai.errors import InvalidArgument, NotFound, ProviderError
-from exai.models import NewMessage, Owner
+from exai.conversations.requests import ChatRequest
+from exai.errors import ConfigError, InvalidArgument, NotFound, ProviderError
+from exai.models import LOCAL_OWNER, NewMessage, Owner
 from exai.settings.load import Settings, load_settings
 from tests.support.commands import run_exai_as_text
 from tests.support.daemon import ROOT, environment
@@ -420,3 +421,32 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_changed_file_of_a_continued_conversation_is_read_again_on_demand(
+    provider: ProviderServer, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Without the option the model is shown it as stored; without a conversation there is nothing to read again."""
+    root = tmp_path / "root"
+    root.mkdir()
+    path = root / "a.py"
+    path.write_text("old = 1\n")
+    places = {"EXAI_DATA_DIR": str(tmp_path / "data"), "EXAI_FILES__ROOTS": str(root)}
+    settings = load_settings({**environ, **places}, None)
+    async with open_app(settings) as app:
+        given = await app.files.resolve(LOCAL_OWNER, [str(path)])
+        request = ChatRequest(LOCAL_OWNER, "Why?", files=given.ids, sources=given.sources)
+        name = (await app.chat.run(request)).continuation_id
+    path.write_text("new = 2, longer\n")
+
+    def sent() -> str:
+        return str(provider.chats[-1].body["messages"])
+
+    _, said = await chat(settings, "And now?", continuation_id=name)
+    assert "has changed on disk" in said
+    assert ("old = 1" in sent(), "new = 2" in sent()) == (True, False)
+    _, said = await chat(settings, "And now?", continuation_id=name, reread=True)
+    assert "read again: a.py" in said
+    assert "new = 2" in sent()
+    with pytest.raises(ConfigError, match="--reread"):
+        await chat(settings, "And now?", reread=True)

@@ -82,6 +82,44 @@ marked as (
   returning c.id)
 select pg_catalog.count(*)::bigint as marked from marked;
 
+-- name: count_purgeable
+-- repeat: read
+-- described: at first use
+-- How many conversations purge_conversations would remove if it were repeated; by conversations_deleted_idx and
+-- conversations_parent_idx. One from which a conversation reads that stays is kept.
+with recursive old(id, parent_id) as (
+  select c.id, c.parent_id
+    from public.conversations c
+   where c.deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)),
+kept(id) as (
+  select o.id
+    from old o
+   where exists (select from public.conversations x
+                  where x.parent_id = o.id
+                    and (x.deleted_at is null
+                         or x.deleted_at >= pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)))
+  union
+  select o.parent_id from old o join kept k on k.id = o.id where o.parent_id in (select x.id from old x))
+select (select pg_catalog.count(*) from old)::bigint - (select pg_catalog.count(*) from kept)::bigint as removed;
+
+-- name: count_idle
+-- repeat: read
+-- described: at first use
+-- How many conversations expire_idle would mark without a limit; reads the conversations of these owners.
+select pg_catalog.count(*)::bigint as marked
+  from public.conversations c
+ where ($1::text is null or c.owner = $1::text) and c.owner <> all($3::text[]) and c.deleted_at is null
+   and c.expires_at is null
+   and c.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision);
+
+-- name: count_due
+-- repeat: read
+-- described: at first use
+-- How many conversations expire_due would mark without a limit; by conversations_expires_idx.
+select pg_catalog.count(*)::bigint as marked
+  from public.conversations c
+ where c.expires_at <= pg_catalog.now() and c.deleted_at is null;
+
 -- name: prune_removed
 -- repeat: keyed
 -- Deletes the records of removed conversations once no cache can contain them any more.

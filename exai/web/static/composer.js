@@ -8,17 +8,25 @@ import { callTool } from "./mcp.js";
 import { Reasoning } from "./message.js";
 import { models, readModels } from "./models.js";
 import { addressOf, go } from "./route.js";
-import { complain, useStore } from "./state.js";
+import { complain, notify, useStore } from "./state.js";
 
 /** A longer answer is shown as plain text until it is complete. */
 const MAX_GROWING_MARKDOWN = 30_000;
 const MAX_ROWS_PX = 320;
+/** What has become of a file that was read from the daemon's disk. */
+const ON_DISK = {
+  changed: "has changed on disk since (“Reread files” reads it again)",
+  gone: "is no longer on disk",
+  outside: "may not be read any more",
+  unknown: "could not be compared with the disk",
+};
 
 /** The field for a question, below it nothing, above it the answer that is being given. */
-export function Composer({ conversation = "", onChange }) {
+export function Composer({ conversation = "", hasFiles = false, onChange }) {
   const [text, setText] = useState("");
   const [model, setModel] = useState("");
   const [files, setFiles] = useState([]);
+  const [reread, setReread] = useState(false);
   const [asked, setAsked] = useState(null);
   const isShown = useRef(true);
   const known = useStore(models);
@@ -33,6 +41,7 @@ export function Composer({ conversation = "", onChange }) {
     setAsked({ ...question, control, content: "", reasoning: "", progress: "", error: null });
     try {
       const answer = await askModel(question, conversation, control.signal, show);
+      for (const { path, state } of answer.changed_files ?? []) notify(`${path} ${ON_DISK[state]}; the model was shown what is stored.`);
       await onChange?.();
       setAsked(answer.complete === false ? { ...question, control, note: answer.content } : null);
       // A reader who has left this view meanwhile finds the answer in the list.
@@ -49,12 +58,13 @@ export function Composer({ conversation = "", onChange }) {
     if (!text.trim() || asked?.control) return;
     setText("");
     setFiles([]);
+    setReread(false);
     // The key makes a repetition of this question, after a lost answer too, one turn.
-    ask({ prompt: text, files, model: model || undefined, key: crypto.randomUUID?.() ?? `page-${Date.now()}-${Math.random()}` });
+    ask({ prompt: text, files, reread, model: model || undefined, key: crypto.randomUUID?.() ?? `page-${Date.now()}-${Math.random()}` });
   };
 
   return html`<div class="composer-place">
-    ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask({ prompt: asked.prompt, files: asked.files, model: asked.model, key: asked.key })} />`}
+    ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask(asked)} />`}
     ${known && !known.configured.length
       ? html`<div class="failure"><p>${known.notes[0] ?? "No model is configured."}
           Then start EXAI again, as in <code>KIMI_API_KEY=… make run</code></p></div>`
@@ -68,6 +78,8 @@ export function Composer({ conversation = "", onChange }) {
               <option value="">${known ? `${known.byDefault} (default)` : "Default model"}</option>
               ${known?.configured.filter((each) => !each.default).map((each) => html`<option key=${each.name} value=${each.name}>${each.name}</option>`)}
             </select>
+            ${hasFiles && html`<label class="check" title="Read the files of this conversation that have changed on disk again">
+              <input type="checkbox" checked=${reread} onChange=${(event) => setReread(event.currentTarget.checked)} />Reread files</label>`}
             <${AttachButton} onFiles=${attach} />
             ${asked?.control
               ? html`<button type="button" onClick=${() => asked.control.abort()}>Stop</button>`
@@ -136,7 +148,7 @@ function Answering({ asked, onRetry }) {
   </div>`;
 }
 
-async function askModel({ prompt, files, model, key }, conversation, signal, show) {
+async function askModel({ prompt, files, reread, model, key }, conversation, signal, show) {
   let content = "";
   let reasoning = "";
   const onNotice = ({ params }) => {
@@ -152,7 +164,7 @@ async function askModel({ prompt, files, model, key }, conversation, signal, sho
     show({ progress: `Storing ${file.name}…` });
     stored.push(await storeFile(file, signal));
   }
-  const given = { prompt, files: stored.length ? stored : undefined, model, continuation_id: conversation || undefined, idempotency_key: key };
+  const given = { prompt, files: stored.length ? stored : undefined, model, reread: reread || undefined, continuation_id: conversation || undefined, idempotency_key: key };
   const meta = { progressToken: key, "exai/parts": true };
   return callTool("chat", given, { signal, onNotice, meta });
 }

@@ -47,7 +47,8 @@ export function Transcript({ id, seq }) {
         )}
         ${value.isMiddle && html`<a class="button quiet" href="#/c/${encodeURIComponent(id)}">To the newest messages</a>`}
       </div>
-      <${Composer} key=${id} conversation=${id} onChange=${reload} />
+      <${Composer} key=${id} conversation=${id} onChange=${reload}
+        hasFiles=${value.messages.some(({ metadata }) => metadata.file_ids.length)} />
     </div>
   </section>`;
 }

@@ -111,6 +111,32 @@ async def test_owners_have_times_of_their_own(variables: dict[str, str]) -> None
         assert await value(url, "select count(*) from public.messages") == 4
 
 
+async def test_a_rehearsal_counts_what_a_prune_would_do(variables: dict[str, str]) -> None:
+    """Deleted conversations whose forks go with them, and idle ones by the shortest time that holds for each."""
+    url = variables["EXAI_DATABASE__URL"]
+    settings = {"EXAI_RETENTION__IDLE_DAYS": "100", "EXAI_RETENTION__OWNERS": '{"bert": 10, "carl": 0}'}
+    async with open_app(load_settings({**variables, **settings}, None)) as app:
+        for owner in (ANNA, BERT, CARL):
+            for days in (5, 20, 200):
+                await begun(app, owner, days, url)
+        due, root, kept_root = [await begun(app, ANNA) for _ in range(3)]
+        await app.conversations.change(ANNA, due, ConversationUpdate(expires_at=PAST))
+        fork = (await app.conversations.fork(ANNA, root)).continuation_id
+        last = (await app.conversations.fork(ANNA, fork)).continuation_id
+        await app.conversations.fork(ANNA, kept_root)
+        for name in (root, fork, last, kept_root):
+            await app.conversations.delete(ANNA, name)
+        assert await app.maintenance.rehearse() == (0, 1 + 1 + 2)
+        await run(url, "update public.conversations set deleted_at = deleted_at - interval '8 days'")
+        assert await app.maintenance.rehearse() == (3, 4)
+        assert await app.maintenance.rehearse(idle_days=15) == (3, 1 + 2 + 2 + 2)
+        with pytest.raises(InvalidArgument, match="idle_days"):
+            await app.maintenance.rehearse(idle_days=0)
+        before = await value(url, "select count(*) from public.conversations where deleted_at is null")
+        assert await app.maintenance.prune(idle_days=15) == 3
+        assert await value(url, "select count(*) from public.conversations where deleted_at is null") == before - 7
+
+
 async def test_another_program_may_set_the_time(variables: dict[str, str]) -> None:
     """A dashboard changes the row; caches see it, and a time that no client can represent is none."""
     url = variables["EXAI_DATABASE__URL"]

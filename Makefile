@@ -65,10 +65,10 @@ test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same wit
 	@.venv/newest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
-fault: .venv/dev.done ## inject seeded faults into every component under load (EXAI_FAULT_SEEDS=20, minutes)
+fault: .venv/dev.done .venv/s3/done ## inject seeded faults into every component under load (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
-	@$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_rolling.py
+	@$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_rolling.py tests/integration/blobs/test_uploads.py
 	@if [ "$$(id -u)" = 0 ] && PATH="$$PATH:/usr/sbin" command -v iptables >/dev/null && unshare -n true 2>/dev/null; then \
 		EXAI_TEST_OWN_NETWORK=1 unshare -n sh -c 'PATH="$$PATH:/usr/sbin:/sbin"; ip link set lo up && exec "$$@"' sh \
 			$(PY) -m pytest -n 0 -x -m heavy tests/fault/test_partition.py; \

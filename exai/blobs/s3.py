@@ -42,8 +42,18 @@ class S3Blobs(RemoteBlobs):
 
 
 @asynccontextmanager
-async def open_s3(settings: S3Settings, recorder: Recorder, space: str) -> AsyncIterator[S3Blobs]:
-    """Open the store; no request is made yet. Raises `StartupError` without the extra `s3`."""
+async def open_s3(
+    settings: S3Settings,
+    recorder: Recorder,
+    space: str,
+    *,
+    one_request_bytes: int = ONE_REQUEST_BYTES,
+    part_bytes: int = PART_BYTES,
+) -> AsyncIterator[S3Blobs]:
+    """Open the store; no request is made yet. Raises `StartupError` without the extra `s3`.
+
+    A longer content than `one_request_bytes` is sent in parts of `part_bytes`, at least 5 MiB.
+    """
     try:
         from obstore.store import S3Store
     except ImportError as error:
@@ -71,14 +81,16 @@ async def open_s3(settings: S3Settings, recorder: Recorder, space: str) -> Async
         },
         retry_config={"max_retries": LIBRARY_RETRIES},
     )
-    yield S3Blobs(S3Bucket(store, settings), recorder, space=space)
+    bucket = S3Bucket(store, settings, one_request_bytes=one_request_bytes, part_bytes=part_bytes)
+    yield S3Blobs(bucket, recorder, space=space)
 
 
 class S3Bucket:
     """One bucket, or the part of it below a prefix."""
 
-    def __init__(self, store: S3Store, settings: S3Settings) -> None:
+    def __init__(self, store: S3Store, settings: S3Settings, *, one_request_bytes: int, part_bytes: int) -> None:
         self._store, self._settings = store, settings
+        self._one_request_bytes, self._part_bytes = one_request_bytes, part_bytes
 
     @property
     def shown(self) -> str:
@@ -100,9 +112,9 @@ class S3Bucket:
         """Store an object, visible when it is complete."""
         import obstore
 
-        is_long = len(data) > ONE_REQUEST_BYTES
+        is_long = len(data) > self._one_request_bytes
         with _translated():
-            await obstore.put_async(self._store, key, data, use_multipart=is_long, chunk_size=PART_BYTES)
+            await obstore.put_async(self._store, key, data, use_multipart=is_long, chunk_size=self._part_bytes)
 
     async def read(self, key: str, offset: int, size_bytes: int) -> bytes:
         """Return some bytes of an object."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -48,6 +50,66 @@ async def s3_server() -> AsyncIterator[str]:
     finally:
         process.kill()
         await process.wait()
+
+
+class HoldingProxy:
+    """Stands before an HTTP server and forwards each request on a connection of its own.
+
+    `stop_at` names one by its number, counted from 1: it is held when it has arrived whole, or with True when the
+    server has answered it, and never goes on. `held` is set then.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        parts = urlsplit(server_url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self.stop_at: tuple[int, bool] | None = None
+        self.asked = 0
+        self.held = asyncio.Event()
+        self.url = ""
+
+    def stop(self, step: int, *, is_done: bool) -> None:
+        """Hold the request with this number from now on."""
+        self.asked, self.stop_at = 0, (step, is_done)
+        self.held.clear()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[HoldingProxy]:
+        """Listen while the block runs."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20) as server:
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            found = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+            body = await reader.readexactly(int(found[1])) if found else b""
+            self.asked += 1
+            number = self.asked
+            await self._hold(reader, number, is_done=False)
+            answer = await self._forwarded(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + body)
+            await self._hold(reader, number, is_done=True)
+            writer.write(answer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _hold(self, reader: asyncio.StreamReader, number: int, *, is_done: bool) -> None:
+        if self.stop_at == (number, is_done):
+            self.held.set()
+            # Ends with the client.
+            await reader.read()
+            raise ConnectionAbortedError
+
+    async def _forwarded(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        writer.write(request)
+        await writer.drain()
+        answer = await reader.read()
+        writer.close()
+        return answer
 
 
 async def _drain(stream: asyncio.StreamReader) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from exai.blobs.local import LocalBlobs
+from exai.blobs.s3 import open_s3
 from exai.blobs.supabase import open_supabase
 from exai.db.contents import PostgresBlobs
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER
-from exai.settings.load import SupabaseStorageSettings
+from exai.settings.load import S3Settings, SupabaseStorageSettings
 from tests.integration.blobs.conftest import service
 from tests.integration.blobs.putting import DATA
 from tests.support.commands import ROOT, Process, environment, start
@@ -22,6 +25,7 @@ from tests.support.counters import Counters
 from tests.support.database import opened
 from tests.support.migrations import run, value
 from tests.support.pg_proxy import PgProxy
+from tests.support.s3_server import HoldingProxy, s3_bucket
 from tests.support.supabase_storage import KEY, SupabaseStorage
 
 REQUESTS = 6
@@ -98,6 +102,60 @@ async def test_process_killed_at_any_step_of_a_write_to_the_directory_leaves_not
             assert [path.name for path in store.root.rglob("*") if path.is_file()] == [file.sha256]
             await run(postgres_url, "delete from public.files", "delete from exai.contents")
     assert steps >= FEWEST_CHANGES
+
+
+@pytest.mark.parametrize(
+    ("one_request_bytes", "requests"), [(64 * 1_048_576, 1), pytest.param(1, 5, marks=pytest.mark.heavy)]
+)
+async def test_process_killed_at_any_step_of_an_upload_to_a_bucket_leaves_nothing_broken(
+    postgres_url: str, one_request_bytes: int, requests: int
+) -> None:
+    """In one request, and in parts: begun, three parts, and completed. Each process ends before one of them, or when
+    the last is done. Slow, because each imports all of EXAI; those in parts run with `make fault`."""
+    async with s3_bucket() as settings, opened(postgres_url) as database:
+        async with HoldingProxy(settings.endpoint or "").running() as proxy:
+            through = settings.model_copy(update={"endpoint": proxy.url})
+            steps = [(number, False) for number in range(1, requests + 1)] + [(requests, True)]
+            for number, is_done in steps:
+                proxy.stop(number, is_done=is_done)
+                await killed_at(proxy, postgres_url, through, one_request_bytes)
+                assert await value(postgres_url, "select count(*) from exai.contents") == 0
+                async with open_s3(settings, Counters(), "space") as store:
+                    assert (await store.sweep(-60, nothing_used, is_rehearsal=True)).contents == is_done
+                    files = service(database, {"s3": store}, "s3")
+                    assert (await files.list(LOCAL_OWNER)).files == ()
+                    (file,) = await files.put(LOCAL_OWNER, [FileContent("a.bin", DATA)])
+                    # What `exai prune` counts in a rehearsal, and removes.
+                    assert (await store.sweep(-60, files.repository.known, is_rehearsal=True)).contents == is_done
+                    assert (await store.sweep(-60, files.repository.known)).size_bytes == is_done * len(DATA)
+                    assert (await files.read(LOCAL_OWNER, file.id))[1] == DATA
+                    await store.remove(LOCAL_OWNER, file)
+                await run(postgres_url, "delete from public.files", "delete from exai.contents")
+
+
+async def nothing_used(_: Sequence[str]) -> frozenset[str]:
+    return frozenset()
+
+
+async def killed_at(proxy: HoldingProxy, postgres_url: str, settings: S3Settings, one_request_bytes: int) -> None:
+    """Run the program until the proxy holds its request, and kill it there."""
+    secrets = {"access_key_id": "test", "secret_access_key": "secret-of-the-test"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.integration.blobs.putting_s3",
+        postgres_url,
+        json.dumps({"bucket": settings.bucket, "endpoint": settings.endpoint, **secrets}),
+        str(one_request_bytes),
+        cwd=ROOT,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+    )
+    try:
+        async with asyncio.timeout(60):
+            await proxy.held.wait()
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def ends_itself(postgres_url: str, directory: Path, step: int) -> bool:

@@ -157,6 +157,13 @@ create table exai.unindexed_messages (
 );
 alter table exai.unindexed_messages enable row level security;
 
+create table monitoring.erased_owners (
+    digest text not null,
+    erased_at timestamp with time zone not null default clock_timestamp(),
+    constraint erased_owners_key PRIMARY KEY (digest)
+);
+alter table monitoring.erased_owners enable row level security;
+
 create table monitoring.metrics_1hour (
     bucket timestamp with time zone not null,
     type text not null,
@@ -1303,7 +1310,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
+CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text, p_files text[])
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1333,6 +1340,9 @@ begin
     v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
+  elsif exists (select from pg_catalog.unnest(p_files) g(id)
+                 where not exists (select from public.files f where f.id = g.id::uuid and f.owner = p_owner)) then
+    v_status := 'file_not_found';
   else
     v_status := 'finished';
     v_now := pg_catalog.clock_timestamp();
@@ -1345,7 +1355,11 @@ begin
         update public.conversations c
            set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
                updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
-         where c.id = v.id)
+         where c.id = v.id),
+      f as (
+        insert into public.conversation_files (conversation_id, file_id)
+        select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
+        on conflict do nothing)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind,
              case when pg_catalog.starts_with(u.content, E'\x01$exai1$')
@@ -1850,6 +1864,7 @@ begin
         ('service_role', 'public.' || t.table, 'select'),
         ('service_role', 'monitoring.metrics_raw', 'select, insert'),
         ('service_role', 'monitoring.metrics_processing_log', 'select, insert, update'),
+        ('service_role', 'monitoring.erased_owners', 'select'),
         ('service_role', 'monitoring.metrics_1min', 'select'),
         ('service_role', 'monitoring.metrics_1hour', 'select'),
         ('exai_app', 'exai.alembic_version', 'select'),
@@ -4119,6 +4134,8 @@ AS $function$
 declare
   c_kept constant interval := '7 days';
   c_ahead constant interval := '5 minutes';
+  c_clocks constant interval := '10 seconds';
+  c_erasing constant bigint := 7311701100470826099;
   c_most constant integer := 10000;
   c_type_chars constant integer := 200;
   c_shown_chars constant integer := 80;
@@ -4140,6 +4157,7 @@ begin
     v_status := 'refused';
   else
     begin
+      perform pg_advisory_xact_lock_shared(c_erasing);
       insert into monitoring.metrics_processing_log as l (batch_id, status, source, processed_at)
       values (v_id, 'stored', p_source, v_now)
       on conflict (batch_id) where status = 'stored' do nothing;
@@ -4160,7 +4178,11 @@ begin
                case when jsonb_typeof(g.metric) <> 'object' then 'is not an object'
                     when coalesce(jsonb_typeof(g.type), '') <> 'string' or g.type = '""' then 'has no type'
                     when length(g.type #>> '{}') > c_type_chars then 'has too long a type'
-                    when g.at is null then 'has a timestamp that is no time' end as problem
+                    when g.at is null then 'has a timestamp that is no time' end as problem,
+               exists (select from monitoring.erased_owners e
+                        where e.digest = encode(sha256(convert_to(coalesce(g.metric #>> '{data,labels,owner}',
+                                                                           g.metric #>> '{labels,owner}'), 'UTF8')), 'hex')
+                          and g.at <= e.erased_at + c_clocks) as is_erased
           from given g),
       kept as (
         insert into monitoring.metrics_raw (type, data, "timestamp", created_at)
@@ -4168,8 +4190,8 @@ begin
                             else j.metric - '{type,timestamp}'::text[] end,
                least(greatest(j.at, v_now - c_kept), v_now + c_ahead), v_now
           from judged j
-         where j.problem is null)
-      select array[count(*), count(*) filter (where j.problem is null), count(j.problem),
+         where j.problem is null and not j.is_erased)
+      select array[count(*), count(*) filter (where j.problem is null and not j.is_erased), count(j.problem),
                    count(*) filter (where j.problem is null and j.at < v_now - c_kept),
                    count(*) filter (where j.problem is null and j.at > v_now + c_ahead)],
              (select format('metrics[%s] %s', x.place, x.problem) from judged x
@@ -4212,6 +4234,8 @@ begin
   if not pg_try_advisory_xact_lock(c_lock) then
     return;
   end if;
+  delete from monitoring.erased_owners e where e.erased_at < now() - p_raw;
+
   what := 'partitions';
   removed := 0;
   remaining := 0;

@@ -153,7 +153,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         files=files,
         sources=sources,
         workflows=WorkflowService(chat, conversations, providers, sources=sources, documents=documents, limits=limits),
-        consensus=ConsensusService(panel_turns, providers, attachments, sources, choice, limits=limits),
+        consensus=ConsensusService(panel_turns, providers, attachments, sources, choice, large=large, limits=limits),
         providers=providers,
         database=database,
         cache=cache,

@@ -1,13 +1,16 @@
 -- Stores the outcome of one attempt: state, usage, cause, and the messages of the reply, if any. Locks the
 -- conversation before the turn, as every writer does. A repeated call for the same attempt returns the same result;
 -- for an attempt that another one has taken over it returns 'superseded' and writes nothing, and 'stale' if the answer
--- comes from the answer cache and p_origin, as JSON its conversation, number and turn, is no longer there. The conversation's
+-- comes from the answer cache and p_origin, as JSON its conversation, number and turn, is no longer there. p_files are the
+-- ids of files that hold parts of the reply, which are linked to the conversation with it; without one of them the status
+-- is 'file_not_found', and nothing is written. The conversation's
 -- reply_seq and reply_kind are the number and the kind of the last message of its newest outcome, for lists.
 create or replace function exai.finish_turn_v1(
   p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],
   p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint,
-  p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
+  p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text,
+  p_files text[])
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 1
 set search_path = "$user", public, extensions, pg_temp
@@ -36,6 +39,9 @@ begin
     v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
+  elsif exists (select from pg_catalog.unnest(p_files) g(id)
+                 where not exists (select from public.files f where f.id = g.id::uuid and f.owner = p_owner)) then
+    v_status := 'file_not_found';
   else
     v_status := 'finished';
     v_now := pg_catalog.clock_timestamp();
@@ -48,7 +54,11 @@ begin
         update public.conversations c
            set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
                updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
-         where c.id = v.id)
+         where c.id = v.id),
+      f as (
+        insert into public.conversation_files (conversation_id, file_id)
+        select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
+        on conflict do nothing)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind,
              case when pg_catalog.starts_with(u.content, E'\x01$exai1$')

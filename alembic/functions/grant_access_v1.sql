@@ -73,6 +73,7 @@ begin
         ('service_role', 'public.' || t.table, 'select'),
         ('service_role', 'monitoring.metrics_raw', 'select, insert'),
         ('service_role', 'monitoring.metrics_processing_log', 'select, insert, update'),
+        ('service_role', 'monitoring.erased_owners', 'select'),
         ('service_role', 'monitoring.metrics_1min', 'select'),
         ('service_role', 'monitoring.metrics_1hour', 'select'),
         ('exai_app', 'exai.alembic_version', 'select'),

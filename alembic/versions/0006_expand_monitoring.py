@@ -79,7 +79,17 @@ TABLES = {
             check (status in ('stored', 'moved', 'refused', 'failed'))
     )
     """,
+    "erased_owners": """
+    create table monitoring.erased_owners (
+        digest text not null,
+        erased_at timestamptz not null default clock_timestamp(),
+        constraint erased_owners_key primary key (digest)
+    )
+    """,
 }
+NOT_KEPT = ("erased_owners",)
+"""Tables of which a downgrade loses nothing: digests of erased owners' names, for as long as raw rows are kept."""
+
 INDEXES = (
     'create index metrics_raw_recent_idx on monitoring.metrics_raw (type, "timestamp" desc)',
     "create unique index metrics_processing_log_batch_idx on monitoring.metrics_processing_log (batch_id)"
@@ -162,6 +172,7 @@ begin
     execute format('grant select, insert on monitoring.metrics_raw to %I', v_role);
     execute format('grant select, insert, update on monitoring.metrics_processing_log to %I', v_role);
     execute format('grant select on monitoring.metrics_1min, monitoring.metrics_1hour to %I', v_role);
+    execute format('grant select on monitoring.erased_owners to %I', v_role);
     execute format('grant usage on all sequences in schema monitoring to %I', v_role);
     execute format('grant execute on all functions in schema monitoring to %I', v_role);
   end loop;
@@ -238,7 +249,7 @@ def downgrade() -> None:
         raise CommandError(
             f"{adopted}: metrics from before EXAI, which would be lost; move them out of the schema first"
         )
-    for name in TABLES:
+    for name in TABLES.keys() - NOT_KEPT:
         if bind.exec_driver_sql(f"select 1 from monitoring.{name} limit 1").fetchall():
             raise CommandError(f"monitoring.{name} holds rows, which would be lost; remove them first")
     for name in reversed(TABLES):

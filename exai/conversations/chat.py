@@ -75,8 +75,16 @@ class ChatService:
             return result
 
     async def _without_large(self, request: ChatRequest) -> ChatRequest:
+        """Return a request without its large content.
+
+        Instructions beyond the limit are refused later: a model follows what it is shown as a system prompt, not what
+        is in a file, and no window holds as much.
+        """
         taken = await self._large.take_from(request.owner, request.prompt)
-        return request if taken is None else replace(request, prompt=taken.content, taken=taken)
+        if taken is not None:
+            request = replace(request, prompt=taken.content, taken=taken)
+        taken = await self._large.take_encoded(request.owner, request.system)
+        return request if taken is None else replace(request, system=taken.content, system_taken=taken)
 
     def _checked(self, request: ChatRequest) -> ChatRequest:
         """Return the request with what it becomes after the reading of files validated as well."""

@@ -61,6 +61,8 @@ class Erasure:
                 elsewhere = await self._remove_bytes(owner, rows.contents)
         except Rehearsed:
             return Erased(rows)
+        if name is None:
+            await self._repository.erase_history(owner)
         problem = await self._forget(owner, rows, None if name is None else [key[1] for key in rows.conversations])
         return Erased(rows, elsewhere, problem)
 

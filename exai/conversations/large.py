@@ -59,6 +59,12 @@ class LargeContent:
         is_long = len(text) > THREAD_CHARS
         return await asyncio.to_thread(self.take, owner, text) if is_long else self.take(owner, text)
 
+    async def take_encoded(self, owner: Owner, text: object) -> Taken | None:
+        """Return a text without its large images and `data:` URLs; a text beyond the limit of a message stays whole."""
+        if not isinstance(text, str) or len(text) < LEAST_BYTES:
+            return None
+        return await asyncio.to_thread(take_out, owner, text, MAX_NUMBER, self._files.max_bytes)
+
     async def take_all(self, owner: Owner, messages: Sequence[NewMessage]) -> list[Lightened | None]:
         """Return for each message what is large in it, or None; invalid messages are left to validation.
 
@@ -82,6 +88,10 @@ class LargeContent:
         item = take_out(owner, getattr(message, "item", None), ITEM_BYTES, self._files.max_bytes)
         return Lightened(content, item) if content or item else None
 
+    async def along(self, owner: Owner, pieces: Sequence[Piece]) -> FilesAlong:
+        """Return what was taken out, to be stored by a statement that does more; see `FileService.along`."""
+        return await self._files.along(owner, [_content(piece) for piece in pieces])
+
     async def store(self, owner: Owner, pieces: Sequence[Piece]) -> None:
         """Store what was taken out."""
         if pieces:
@@ -93,7 +103,7 @@ class LargeContent:
         """Store messages by `send`, with what was taken out of them: one statement, if their bytes need no upload."""
         if not pieces:
             return await send(None)
-        stored = await send(await self._files.along(owner, [_content(piece) for piece in pieces]))
+        stored = await send(await self.along(owner, pieces))
         if stored.status != "file_not_found" or not any(piece.id in (stored.missing or "") for piece in pieces):
             return stored
         await self.store(owner, pieces)
@@ -156,7 +166,7 @@ def given_form(message: Message) -> Message:
     return message._replace(metadata=metadata)
 
 
-def pieces_in(taken: Iterable[Lightened | None]) -> tuple[Piece, ...]:
+def pieces_in(taken: Iterable[Lightened | Taken | None]) -> tuple[Piece, ...]:
     """Return all pieces, each once."""
     return tuple({piece.id: piece for each in taken if each for piece in each.pieces}.values())
 

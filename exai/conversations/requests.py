@@ -11,7 +11,7 @@ from typing import Any, get_args
 from exai.conversations.titles import opening
 from exai.errors import InvalidArgument
 from exai.files.paths import MAX_PATH_CHARS
-from exai.files.pieces import Taken
+from exai.files.pieces import Piece, Taken
 from exai.files.sources import ChangedFile
 from exai.models import (
     FILE_IDS,
@@ -88,7 +88,7 @@ class ChatRequest:
     `prepare` reads the files that the question is asked with, and returns the request with them; what it changes is no
     part of what a repetition must have in common. `named` are the files as the caller named them, which is.
 
-    `taken` is set if `prompt` is what is left of the question without its large content.
+    `taken` is set if `prompt` is what is left of the question without its large content, `system_taken` likewise.
     """
 
     owner: Owner
@@ -111,6 +111,18 @@ class ChatRequest:
     named: Sequence[str] = ()
     prepare: Callable[[], Awaitable[ChatRequest]] | None = None
     taken: Taken | None = None
+    system_taken: Taken | None = None
+
+    @property
+    def whole_prompt(self) -> str:
+        """The question as it was given."""
+        return self.taken.whole if self.taken else self.prompt
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What was taken out of question and system prompt, each once."""
+        taken = [each for each in (self.taken, self.system_taken) if each]
+        return tuple({piece.id: piece for each in taken for piece in each.pieces}.values())
 
     @property
     def all_files(self) -> tuple[FileId, ...]:
@@ -120,7 +132,7 @@ class ChatRequest:
     @property
     def linked_files(self) -> tuple[FileId, ...]:
         """All files of the question with those that hold its large content."""
-        return tuple(dict.fromkeys((*self.all_files, *(self.taken.file_ids if self.taken else ()))))
+        return tuple(dict.fromkeys((*self.all_files, *(each.id for each in self.pieces))))
 
     @property
     def taken_tokens(self) -> int:
@@ -265,7 +277,10 @@ class Appended:
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
     """Return the start of a chat turn, which is stored before the model is called."""
-    system = (NewMessage("system", request.system),) if request.system else ()
+    system: tuple[NewMessage, ...] = ()
+    if request.system:
+        message = NewMessage("system", request.system)
+        system = (request.system_taken.applied(message) if request.system_taken else message,)
     guidance = request.guidance
     if guidance is None:
         return (*system, _without_large(request, with_files(NewMessage("user", request.prompt), request.all_files)))

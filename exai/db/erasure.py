@@ -35,6 +35,7 @@ TABLES: Final = {
     "erase_hours": "monitoring.metrics_1hour",
 }
 
+HISTORY: Final = ("erase_events", "erase_minutes", "erase_hours")
 REMOVALS: Final = "exai.removed_conversations"
 """Caches drop entries by these rows, so they are removed last."""
 
@@ -91,6 +92,17 @@ class ErasureRepository:
             await self._remove_files(connection, erased, owner, [row["id"] for row in files])
             yield erased
 
+    async def erase_history(self, owner: Owner) -> None:
+        """Remove the owner's metrics again, also those that daemons still hold in memory and send later.
+
+        Raises a `DatabaseError`; the call may be repeated.
+        """
+        async with _session(self._address) as connection:
+            await connection.execute(statement("erase_buffered"), owner)
+        async with _session(self._address) as connection:
+            for name in HISTORY:
+                await connection.execute(statement(name), owner)
+
     async def forget(self, owner: Owner, names: Sequence[ContinuationId] | None) -> None:
         """Forget the names of removed conversations, None: all of the owner's, after caches have dropped them."""
         await self._database.fetch("forget_removals", owner, None if names is None else list(names))
@@ -114,7 +126,7 @@ class ErasureRepository:
                 await connection.execute(table["remove"], *values[table["by"]])
         args: dict[str, tuple[Any, ...]] = {"erase_quarantine": (owner, whole, ids)}
         if whole:
-            args |= dict.fromkeys(("erase_events", "erase_minutes", "erase_hours"), (owner,))
+            args |= dict.fromkeys(HISTORY, (owner,))
         else:
             args["erase_requests"] = (owner, names)
             await connection.execute(statement("erase_names"), ids)

@@ -37,7 +37,7 @@ BegunStatus = Literal[
     "not_found",
     "file_not_found",
 ]
-FinishedStatus = Literal["finished", "duplicate", "superseded", "stale"]
+FinishedStatus = Literal["finished", "duplicate", "superseded", "stale", "file_not_found"]
 AppendStatus = Literal[
     "appended", "duplicate", "conflict_key", "conflict_revision", "not_found", "deleted", "file_not_found"
 ]
@@ -258,6 +258,8 @@ class TurnBegun:
 class TurnEnd:
     """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing.
 
+    `file_ids` are files that hold parts of these messages, of which `along` are stored by the same statement.
+
     `origin` is where an answer of the answer cache was given first: it is stored only if that is still there.
 
     `is_estimated` states that usage and cost are EXAI's estimate, because the provider did not report them. `took_s` is
@@ -277,11 +279,13 @@ class TurnEnd:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     took_s: float | None = None
     origin: tuple[ConversationId, int, TurnId] | None = None
+    file_ids: Sequence[FileId] = ()
+    along: FilesAlong | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished:
-    """The result of ending an attempt; `commit` is None for a `superseded` one, which changed nothing.
+    """The result of ending an attempt; `commit` is None if it was `superseded` or lacks files, and changed nothing.
 
     `seq` is the number of the last stored message, None if none was stored.
     """

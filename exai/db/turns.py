@@ -140,10 +140,11 @@ class TurnRepository:
             DatabaseError: `OutcomeUnknown` asks for the same call again.
 
         """
-        usage, codec = end.usage, self._codec
+        usage, codec, along = end.usage, self._codec, end.along
+        name = "finish_turn" if along is None else "finish_turn_with_files"
         answer = RowsByPart(
             await self._database.fetch(
-                "finish_turn", end.owner, end.turn_id, end.attempt, end.state,
+                name, end.owner, end.turn_id, end.attempt, end.state,
                 *columns_of(end.messages, end.owner, codec), end.model,
                 usage.input_tokens if usage else None,
                 usage.output_tokens if usage else None,
@@ -154,13 +155,17 @@ class TurnRepository:
                 json_of(stored_facts(end, codec)) if end.metadata else None,
                 end.is_estimated,
                 None if end.origin is None else orjson.dumps(end.origin).decode(),
+                list(end.file_ids),
+                *(() if along is None else (along.store, along.described, along.data)),
             ),
             codec,
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
         is_fresh = status == "finished"
         stored = just_stored(end.messages, None, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
-        commit = None if status in ("superseded", "stale") else commit_of(answer.head, codec, stored)
+        commit = None
+        if status not in ("superseded", "stale", "file_not_found"):
+            commit = commit_of(answer.head, codec, stored)
         return TurnFinished(status=status, commit=commit, seq=head["seq"])
 
     async def state(self, owner: Owner, request_key: str) -> tuple[TurnState, float] | None:

@@ -108,6 +108,11 @@ class Taken:
         return tuple(dict.fromkeys(piece.id for piece in self.pieces))
 
     @property
+    def whole(self) -> str:
+        """Return the text as it was given."""
+        return _joined(self.content, self.facts, {piece.id: piece.data for piece in self.pieces}) or self.content
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Return what metadata says about the pieces."""
         return {

@@ -61,7 +61,8 @@ class WorkflowRequest:
         """Raise `InvalidArgument` for a value that the engine cannot use; the rest is checked with the turn."""
         if needs_prompt or self.prompt is not None:
             check_not_blank("prompt", self.prompt, "Say what is wanted and why")
-            check_text("prompt", self.prompt, limits.message_bytes)
+            # What exceeds the limit of a message is stored as a file.
+            check_text("prompt", self.prompt, limits.append_bytes)
         check_list("findings", self.findings, MAX_GIVEN_FINDINGS, "Give the most important ones")
         for name in ("focus", "diff", "hypothesis", "target", "branch"):
             value = getattr(self, name)

@@ -2,6 +2,9 @@
 -- one round trip, once per batch id, and returns the result. status: stored | duplicate (this batch was stored
 -- before: the same counts) | refused (not an array, or too long) | failed (the database's error, in error).
 --
+-- Metrics with the label owner of an owner who was erased later are received and not stored: daemons hold the last
+-- seconds of a history in memory. The lock makes an erasure wait for the calls that do not see its row yet.
+--
 -- Returns errors instead of raising them, because an exception would roll back the row of the processing log, and an
 -- autonomous transaction needs an extension. So the log holds every failure.
 create or replace function monitoring.aggregate_metrics(
@@ -15,6 +18,8 @@ as $$
 declare
   c_kept constant interval := '7 days';
   c_ahead constant interval := '5 minutes';
+  c_clocks constant interval := '10 seconds';
+  c_erasing constant bigint := 7311701100470826099;
   c_most constant integer := 10000;
   c_type_chars constant integer := 200;
   c_shown_chars constant integer := 80;
@@ -36,6 +41,7 @@ begin
     v_status := 'refused';
   else
     begin
+      perform pg_advisory_xact_lock_shared(c_erasing);
       insert into monitoring.metrics_processing_log as l (batch_id, status, source, processed_at)
       values (v_id, 'stored', p_source, v_now)
       on conflict (batch_id) where status = 'stored' do nothing;
@@ -56,7 +62,11 @@ begin
                case when jsonb_typeof(g.metric) <> 'object' then 'is not an object'
                     when coalesce(jsonb_typeof(g.type), '') <> 'string' or g.type = '""' then 'has no type'
                     when length(g.type #>> '{}') > c_type_chars then 'has too long a type'
-                    when g.at is null then 'has a timestamp that is no time' end as problem
+                    when g.at is null then 'has a timestamp that is no time' end as problem,
+               exists (select from monitoring.erased_owners e
+                        where e.digest = encode(sha256(convert_to(coalesce(g.metric #>> '{data,labels,owner}',
+                                                                           g.metric #>> '{labels,owner}'), 'UTF8')), 'hex')
+                          and g.at <= e.erased_at + c_clocks) as is_erased
           from given g),
       kept as (
         insert into monitoring.metrics_raw (type, data, "timestamp", created_at)
@@ -64,8 +74,8 @@ begin
                             else j.metric - '{type,timestamp}'::text[] end,
                least(greatest(j.at, v_now - c_kept), v_now + c_ahead), v_now
           from judged j
-         where j.problem is null)
-      select array[count(*), count(*) filter (where j.problem is null), count(j.problem),
+         where j.problem is null and not j.is_erased)
+      select array[count(*), count(*) filter (where j.problem is null and not j.is_erased), count(j.problem),
                    count(*) filter (where j.problem is null and j.at < v_now - c_kept),
                    count(*) filter (where j.problem is null and j.at > v_now + c_ahead)],
              (select format('metrics[%s] %s', x.place, x.problem) from judged x

@@ -19,6 +19,8 @@ begin
   if not pg_try_advisory_xact_lock(c_lock) then
     return;
   end if;
+  delete from monitoring.erased_owners e where e.erased_at < now() - p_raw;
+
   what := 'partitions';
   removed := 0;
   remaining := 0;

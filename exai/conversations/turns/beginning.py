@@ -96,9 +96,8 @@ class Beginning:
             raise
 
     async def _stored(self, request: ChatRequest, start: TurnStart) -> TurnBegun:
-        pieces = request.taken.pieces if request.taken else ()
         return await self._large.send(
-            start.owner, pieces, lambda along: self._repository.begin(replace(start, along=along))
+            start.owner, request.pieces, lambda along: self._repository.begin(replace(start, along=along))
         )
 
     async def _record_abandoned(

@@ -120,9 +120,12 @@ def fresh_result(
     cost_usd: Decimal | None,
     duration_s: float,
 ) -> ChatResult:
-    """Make the answer of a turn that this process has just finished, from the answer and the facts stored with it."""
+    """Make the answer of a turn that this process has just finished, from the answer and the facts stored with it.
+
+    Its content is that of the stored message, without large content, as later readers receive it.
+    """
     return ChatResult(
-        content=completion.content,
+        content=finished.added[-1].content if finished.added else completion.content,
         continuation_id=finished.conversation.continuation_id,
         model=model,
         provider=completion.provider,

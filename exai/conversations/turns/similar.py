@@ -18,6 +18,7 @@ from exai.conversations.requests import ChatRequest
 from exai.conversations.turns.prompt import reasoning_of
 from exai.db.answers import AnswerPlace, AnswerRepository, Question, SimilarAnswer
 from exai.errors import DatabaseError, ExaiError
+from exai.files.pieces import TAKEN_OUT
 from exai.models import AnswerOrigin, Completion, CompletionRequest, Message, Usage, WebSource
 from exai.providers.completion.identity import digest_of
 from exai.providers.embeddings import Embedder, EmbeddingCost, EmbeddingFailed
@@ -83,7 +84,9 @@ class SimilarAnswers:
         except DatabaseError as error:
             return Compared(note=f"no similar question was looked for: {error}", embedding=cost)
         parts = exact_parts(prompt)
-        same = (each for each in found if exact_parts(each.question) == parts)
+        # The files of an answer without its large content are not linked to this conversation.
+        whole = (each for each in found if TAKEN_OUT not in each.metadata)
+        same = (each for each in whole if exact_parts(each.question) == parts)
         best = next(same, None)
         return Compared(None if best is None else completion_of(best, model), question, embedding=cost)
 

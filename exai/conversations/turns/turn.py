@@ -92,7 +92,7 @@ class ChatTurns:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
         self._answers, self._disk = answers, disk
-        self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, on_end)
+        self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, large, on_end)
         self._beginning = Beginning(repository, cache, self.outcomes, large)
 
     async def run(
@@ -142,7 +142,7 @@ class ChatTurns:
         """Read the files of a request, and begin its turn; until then `on_preparing` can have it reserved."""
         preparation = Preparation(
             *(self._repository, self.outcomes, self.leases, self._publisher, reserving_start(request)),
-            question=request.prompt,
+            question=request.whole_prompt,
             asked=request.model,
             on_begun=on_begun,
         )

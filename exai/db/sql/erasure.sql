@@ -118,6 +118,16 @@ delete from monitoring.metrics_1min m where m.labels ->> 'owner'::text = $1::tex
 -- Deletes an owner's sums of hours.
 delete from monitoring.metrics_1hour m where m.labels ->> 'owner'::text = $1::text;
 
+-- name: erase_buffered
+-- repeat: keyed
+-- described: at first use
+-- Has aggregate_metrics leave out metrics of an owner from before now, and waits for its calls that do not know that yet.
+with gate as materialized (select pg_catalog.pg_advisory_xact_lock(7311701100470826099))
+insert into monitoring.erased_owners as e (digest, erased_at)
+select pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to($1::text, 'UTF8')), 'hex'), pg_catalog.clock_timestamp()
+  from gate
+on conflict (digest) do update set erased_at = excluded.erased_at;
+
 -- name: forget_removals
 -- repeat: keyed
 -- described: at first use

@@ -49,7 +49,20 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
        p.turn_id::text, p.data::text
   from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
                            $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
-                           $14::text::numeric, $15::text, $16::text, $17::boolean, $18::text) p;
+                           $14::text::numeric, $15::text, $16::text, $17::boolean, $18::text, $19::text[]) p;
+
+-- name: finish_turn_with_files
+-- repeat: keyed
+-- As finish_turn, with files. First stores those that come along, each content once; see put_files_v1.
+select 'put'::text as part, f.place::bigint as seq, null::text as role, null::text as content,
+       null::timestamptz as created_at, null::text as kind, null::text as turn_id, null::text as data
+  from exai.put_files_v1($1::text, $20::text, $21::text::jsonb, $22::bytea) f
+union all
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
+                           $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
+                           $14::text::numeric, $15::text, $16::text, $17::boolean, $18::text, $19::text[]) p;
 
 -- name: turn_state
 -- repeat: read

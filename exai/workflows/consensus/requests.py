@@ -65,7 +65,8 @@ class ConsensusRequest:
         """Raise `InvalidArgument` for a value that cannot be used."""
         check_owner(self.owner)
         check_not_blank("prompt", self.prompt, "Give the question for the panel")
-        check_text("prompt", self.prompt, limits.message_bytes)
+        # What exceeds the limit of a message is stored as a file.
+        check_text("prompt", self.prompt, limits.append_bytes)
         check_optional_name("focus", self.focus, MAX_FOCUS_CHARS)
         check_optional_name("continuation_id", self.continuation_id, MAX_CONTINUATION_CHARS)
         check_optional_name("idempotency_key", self.idempotency_key, MAX_KEY_CHARS)

@@ -10,15 +10,18 @@ answer, or anything but the question and its files.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
 
 from exai import tracing
 from exai.conversations.deduplication import content_hash, request_key
+from exai.conversations.large import LargeContent
 from exai.conversations.requests import OnBegun, RunningTurn, with_files
 from exai.conversations.titles import opening
 from exai.conversations.turns.attachments import Attachments
@@ -28,6 +31,7 @@ from exai.conversations.turns.request import LEASE_S
 from exai.conversations.turns.result import GUIDANCE
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.errors import AnswerNotStored, BudgetExceeded, DatabaseError, ExaiError, ProviderUnavailable
+from exai.files.pieces import Taken
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
 from exai.models import ConversationId, Message, NewMessage, TurnId, Usage
 from exai.providers.base import Clocks, Model
@@ -44,6 +48,8 @@ from exai.workflows.consensus.watch import PanelWatch
 MATERIAL_SHARE: Final = 0.6
 """Share of the smallest window of the panel that files may fill."""
 
+NO_FACTS: Final[Mapping[str, Any]] = MappingProxyType({})
+
 
 log = structlog.get_logger(__name__)
 
@@ -59,11 +65,12 @@ class ConsensusService:
         sources: SourceReader,
         choice: PanelChoice,
         *,
+        large: LargeContent,
         limits: LimitSettings,
         clocks: Clocks | None = None,
     ) -> None:
         self._turns, self._providers, self._attachments = turns, providers, attachments
-        self._sources, self._choice, self._limits = sources, choice, limits
+        self._sources, self._choice, self._limits, self._large = sources, choice, limits, large
         self._clocks = clocks or Clocks()
         self._asker = PanelAsker(turns, providers, self._clocks)
 
@@ -114,9 +121,11 @@ class ConsensusService:
             on_preparing(preparation.reserve)
         async with preparation.guarded():
             found = await preparation.read(self._sources.read(request.owner, material))
-            question = await self._question(request, found, max(rooms))
+            taken = await self._large.take_from(request.owner, question_text(request.prompt, request.focus))
+            question = await self._question(request, found, taken, max(rooms))
+            await self._large.store(request.owner, taken.pieces if taken else ())
             start = self._turns.claiming(
-                _main_start(preparation.start, request, panel, found),
+                _main_start(preparation.start, request, panel, found, taken),
                 self._judge(panel),
                 estimate_tokens(question),
                 len(panel.seats),
@@ -199,11 +208,13 @@ class ConsensusService:
             raise ProviderUnavailable("the panel", f"none of its {len(run.panel.seats)} models answered ({said})", cure)
         return await self._asker.conclude(run)
 
-    async def _question(self, request: ConsensusRequest, found: SourcesRead, room_tokens: int) -> str:
+    async def _question(
+        self, request: ConsensusRequest, found: SourcesRead, taken: Taken | None, room_tokens: int
+    ) -> str:
         """Return the one text that all members are sent: the question with the texts of its files."""
-        text = question_text(request.prompt, request.focus)
-        text = "\n\n".join(filter(None, (text, found.left_out_text)))
-        message = with_files(NewMessage("user", text), found.files)
+        message = _question_row(request, found, taken)
+        text = "\n\n".join(filter(None, (message.content, found.left_out_text)))
+        message = replace(message, content=text)
         asked = Message(1, "user", message.content, datetime.now(UTC), metadata=message.metadata)
         prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, limit_tokens=room_tokens)
         return prompt.messages[-1].content
@@ -217,7 +228,7 @@ class ConsensusService:
         if answer is not None:
             facts["model"] = answer.model
         try:
-            seq = await self._turns.finish(
+            seq, content = await self._turns.finish(
                 TurnEnd(
                     start.owner,
                     begun.turn_id,
@@ -235,7 +246,7 @@ class ConsensusService:
         except DatabaseError as error:
             log.error("consensus_not_stored", turn=begun.turn_id, error=str(error))
             raise AnswerNotStored(str(error), result.content, run.name) from error
-        return replace(result, seq=seq)
+        return replace(result, seq=seq, content=content)
 
 
 def _announce(on_begun: OnBegun, start: TurnStart, panel: Panel, begun: TurnBegun) -> None:
@@ -269,18 +280,28 @@ def _reserving_start(request: ConsensusRequest) -> TurnStart:
     )
 
 
-def _main_start(start: TurnStart, request: ConsensusRequest, panel: Panel, found: SourcesRead) -> TurnStart:
+def _question_row(
+    request: ConsensusRequest, found: SourcesRead, taken: Taken | None, facts: Mapping[str, Any] = NO_FACTS
+) -> NewMessage:
+    """Return the message of a question, with its files and without its large content."""
+    message = NewMessage("user", question_text(request.prompt, request.focus), "step", facts)
+    message = with_files(message, found.files)
+    return message if taken is None else taken.applied(message)
+
+
+def _main_start(
+    start: TurnStart, request: ConsensusRequest, panel: Panel, found: SourcesRead, taken: Taken | None
+) -> TurnStart:
     """Return the start of the turn with its question and the files that were read."""
     arbiter = panel.arbiter
     facts: dict[str, Any] = {"workflow": TOOL, "panel": [seat.name for seat in panel.seats]}
     facts |= {"read": list(found.read)} if found.read else {}
     facts |= {"left_out": list(found.left_out)} if found.left_out else {}
-    question = NewMessage("user", question_text(request.prompt, request.focus), "step", facts)
     return replace(
         start,
         provider=arbiter.provider if arbiter else None,
         model=arbiter.name if arbiter else None,
-        messages=(with_files(question, found.files),),
-        file_ids=found.files,
+        messages=(_question_row(request, found, taken, facts),),
+        file_ids=tuple(dict.fromkeys((*found.files, *(taken.file_ids if taken else ())))),
         sources=found.sources,
     )

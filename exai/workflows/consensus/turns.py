@@ -200,15 +200,19 @@ class PanelTurns:
             await self._publisher.publish(finished.commit)
         return finished.seq
 
-    async def finish(self, end: TurnEnd) -> int:
-        """Store the outcome of an answered turn and publish it; return the number of its answer."""
+    async def finish(self, end: TurnEnd) -> tuple[int, str]:
+        """Store the outcome of an answered turn and publish it; return the number of its answer, and what is stored.
+
+        That is the answer without large content.
+        """
         finished = await self.outcomes.store(end)
         if finished.commit is None:
             raise Conflict(
                 "superseded", "this request was ended or taken over meanwhile", "Call again with the same key"
             )
         await self._published(finished)
-        return finished.seq or 0
+        stored = finished.commit.added or ()
+        return finished.seq or 0, stored[-1].content if stored else end.messages[-1].content
 
     async def ask(self, call: ModelCall, cut: Cut) -> PaidAnswer:
         """Ask a model, or return its answer to an earlier attempt: 2 database round trips.
@@ -275,7 +279,7 @@ class PanelTurns:
         paid = self._paid(call, completion, tally)
         facts = {"model": completion.model, "provider": completion.provider, **call.facts}
         try:
-            seq = await self.finish(
+            seq, _ = await self.finish(
                 TurnEnd(
                     call.start.owner,
                     begun.turn_id,

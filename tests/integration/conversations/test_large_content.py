@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import Format, read_lines, read_markdown
 from exai.db.search import SearchQuery
-from exai.errors import InvalidArgument
+from exai.errors import InvalidArgument, ProviderError
 from exai.files.pieces import TAKEN_OUT
 from exai.models import FILE_IDS, LOCAL_OWNER, ContinuationId, NewMessage
+from exai.workflows import WorkflowRequest
+from exai.workflows.consensus import ConsensusRequest
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.migrations import run, value
+from tests.support.provider_server import break_after_first_token, kimi_answer
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -187,3 +191,69 @@ async def test_page_of_whole_messages_is_bounded(rig: Rig) -> None:
     assert [message.content for message in page.messages] == texts[1:]
     older = await rig.app.conversations.read(LOCAL_OWNER, name, whole=True, before_seq=page.next_before_seq)
     assert [message.content for message in older.messages] == texts[:1]
+
+
+async def test_large_content_of_an_answer_is_stored_once_linked_and_given_back(rig: Rig, postgres_url: str) -> None:
+    """With the statement that stores the answer; a repetition returns what the first caller received."""
+    answer = f"Here it is: ![a plot]({URL}) as asked."
+    rig.provider.script(kimi_answer(answer), kimi_answer(answer))
+    request = ChatRequest(LOCAL_OWNER, "Draw it", idempotency_key="draw")
+    rig.reset()
+    first = await rig.app.chat.run(request)
+    assert rig.database.round_trips == 2
+    again = await rig.app.chat.run(request)
+    assert (again.duplicate, again.content) == (True, first.content)
+    assert 'type="image/png"' in first.content
+    assert len(first.content) < 1_000
+    name = first.continuation_id
+    assert (await whole(rig, name))[1] == answer
+    assert answer.replace("\n", "") in (await exported(rig, name, "markdown"))
+    (linked,) = (await rig.app.files.list(LOCAL_OWNER, continuation_id=name)).files
+    assert linked.sha256 == hashlib.sha256(IMAGE).hexdigest()
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Again", continuation_id=name))
+    assert URL not in str(rig.provider.chats[-1].body)
+    assert await value(postgres_url, "select count(*) from exai.contents") == 1
+    assert await value(postgres_url, "select max(octet_length(m.content)) from public.messages m") < 1_000
+
+
+async def test_answer_whose_large_content_cannot_be_stored_is_stored_whole(rig: Rig, postgres_url: str) -> None:
+    """It has been paid for."""
+    await run(postgres_url, "alter function exai.put_files_v1 rename to put_files_gone")
+    rig.provider.script(kimi_answer(URL))
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Draw it"))
+    assert result.content == URL
+    assert (await whole(rig, result.continuation_id))[1] == URL
+
+
+async def test_large_content_of_a_partial_answer_is_taken_out(rig: Rig, postgres_url: str) -> None:
+    rig.provider.script(break_after_first_token(token=URL))
+    with pytest.raises(ProviderError) as caught:
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Draw it"))
+    name = ContinuationId(str(caught.value.continuation_id))
+    assert (await whole(rig, name))[1].startswith(URL)
+    assert await value(postgres_url, "select max(octet_length(m.content)) from public.messages m") < 1_000
+
+
+async def test_large_content_of_a_system_prompt_is_taken_out_and_a_long_text_is_refused(rig: Rig) -> None:
+    """Instructions in a file would not be followed, and no window holds as much."""
+    system = f"Use this letterhead: {URL}"
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", system=system))
+    assert (await whole(rig, result.continuation_id))[0] == system
+    sent = rig.provider.chats[-1].body["messages"]
+    assert (sent[0]["role"], URL in str(sent)) == ("system", False)
+    with pytest.raises(InvalidArgument, match=r"system: is .* bytes; the limit is"):
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", system="word " * 1_000_000))
+
+
+async def test_large_content_of_questions_to_tools_is_taken_out(rig: Rig) -> None:
+    """Those of a workflow, recorded or asked, and of a panel."""
+    prompt = f"What is wrong with {URL}?"
+    asked = await rig.app.workflows.run("debug", WorkflowRequest(LOCAL_OWNER, prompt))
+    recorded = await rig.app.workflows.run("debug", WorkflowRequest(LOCAL_OWNER, prompt, ask_model=False))
+    panel = ConsensusRequest(LOCAL_OWNER, prompt, models=("kimi-k3", "kimi-k2.6"))
+    consulted = await rig.app.consensus.run(panel)
+    for each in (asked, recorded, consulted):
+        page = await rig.app.conversations.read(LOCAL_OWNER, each.continuation_id)
+        assert all(len(message.content) < 4_000 for message in page.messages)
+        assert prompt in "".join(await whole(rig, each.continuation_id))
+    assert all(URL not in str(chat.body) for chat in rig.provider.chats[1:])

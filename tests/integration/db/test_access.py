@@ -116,7 +116,8 @@ async def test_matrix_of_the_service_role(sql: OneTrip) -> None:
     expected: dict[str, dict[str, Any]] = {name: {"select": True} for name in OPEN}
     expected["monitoring.metrics_raw"] = {"select": True, "insert": True}
     expected["monitoring.metrics_processing_log"] = {"select": True, "insert": True, "update": True}
-    expected["monitoring.metrics_1min"] = expected["monitoring.metrics_1hour"] = {"select": True}
+    read = ("metrics_1min", "metrics_1hour", "erased_owners")
+    expected |= {f"monitoring.{name}": {"select": True} for name in read}
     assert await rights(sql, "service_role") == expected
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from exai.db.lifecycle import ConversationUpdate
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.loading import FileContent
 from exai.models import ContinuationId, NewMessage, Owner
+from exai.monitoring.events import EventItem, encode
 from exai.settings.load import load_settings
 from tests.support.commands import run_exai_as_text
-from tests.support.migrations import run, session
+from tests.support.migrations import run, session, value
 
 ROOT = Path(__file__).resolve().parents[3]
 ANNA, BERT = Owner("anna-maiden"), Owner("bert")
@@ -127,6 +130,50 @@ async def test_nothing_of_an_owner_is_left_anywhere(variables: dict[str, str]) -
         assert (await app.conversations.list(ANNA)).conversations == ()
         again = await erasure(app).erase(ANNA)
         assert (again.rows.conversations, sum(again.rows.rows.values())) == ([], 0)
+
+
+def turn_of(owner: Owner, *, at_s: float = 0.0) -> str:
+    """A batch with the end of one turn, as a daemon sends it, so many seconds from now."""
+    return encode([EventItem("turn", time.time() + at_s, {"owner": owner, "model": "m"}, 1, 2.0)]).decode()
+
+
+async def test_events_that_a_daemon_sends_after_an_erasure_are_not_stored(variables: dict[str, str]) -> None:
+    """It holds the last seconds in memory, and longer while it cannot store them; later ones are those of a new use."""
+    async with open_app(load_settings(variables, None)) as app:
+
+        async def sent(body: str) -> int:
+            answer = await app.history.store(body.encode(), str(uuid.uuid4()), "daemon")
+            assert (answer.status, answer.rejected) == ("stored", 0)
+            return answer.stored
+
+        body = turn_of(ANNA)
+        await erasure(app).erase(ANNA)
+        assert (await sent(body), await sent(turn_of(ANNA, at_s=-3_600))) == (0, 0)
+        assert await sent(turn_of(BERT)) == 1
+        assert await found(variables, ANNA) == []
+        assert await sent(turn_of(ANNA, at_s=60)) == 1
+        await run(
+            variables["EXAI_DATABASE__URL"],
+            "update monitoring.erased_owners set erased_at = erased_at - interval '8 days'",
+            "select monitoring.apply_retention()",
+        )
+        assert await value(variables["EXAI_DATABASE__URL"], "select count(*) from monitoring.erased_owners") == 0
+
+
+async def test_erasure_waits_for_events_that_are_being_stored(variables: dict[str, str]) -> None:
+    """They are committed after the erasure has begun, and removed by it."""
+    url = variables["EXAI_DATABASE__URL"]
+    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    async with open_app(load_settings(variables, None)) as app, session(url) as daemon:
+        async with daemon.transaction():
+            await daemon.fetch("select monitoring.aggregate_metrics($1::text::jsonb)", turn_of(ANNA))
+            erasing = asyncio.create_task(erasure(app).erase(ANNA))
+            async with asyncio.timeout(20):
+                while not await daemon.fetchval(waiting):
+                    assert not erasing.done()
+                    await asyncio.sleep(0.01)
+        await erasing
+        assert await found(variables, ANNA) == []
 
 
 async def test_a_conversation_goes_with_the_files_that_only_it_has(variables: dict[str, str]) -> None:

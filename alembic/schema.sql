@@ -928,6 +928,12 @@ AS $function$
                where w.since is null and t.conversation_id = p_conversation_id
               union all
               select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
+                from public.conversations c
+                join public.turns t on t.conversation_id = c.id
+               where w.since is null and c.owner = p_owner and p_conversation_id = any(c.cut_from)
+                 and c.former_name = (select x.continuation_id from public.conversations x where x.id = p_conversation_id)
+              union all
+              select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
                 from public.turns t
                where t.owner = p_owner and t.model is not null and t.started_at >= w.since
               union all
@@ -952,6 +958,7 @@ declare
   t public.turns;
   v_now timestamptz;
   v_status text;
+  v_detail text;
 begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
@@ -974,6 +981,17 @@ begin
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
     return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'server_epoch', exai.server_epoch_v1())::text;
     return;
+  end if;
+  if v.deleted_at is null and p_change ->> 'deleted'::text = 'false' then
+    select c.continuation_id into v_detail from public.conversations c
+     where c.owner = p_owner and c.former_name = p_continuation_id and c.cut_from is null and c.deleted_at is not null
+     order by c.deleted_at desc
+     limit 1;
+    if found then
+      return query select 'head', pg_catalog.json_build_object(
+        'status', 'name_taken', 'detail', v_detail, 'server_epoch', exai.server_epoch_v1())::text;
+      return;
+    end if;
   end if;
   n := v;
   v_now := pg_catalog.clock_timestamp();
@@ -1065,7 +1083,8 @@ begin
                                          created_at, updated_at)
   values (p_new_id, p_owner, p_name, p_header ->> 'title'::text, coalesce(p_header -> 'metadata'::text, '{}'),
           array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))), v_base, v_base,
-          coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now), v_now)
+          coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
+          least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
   returning c.* into v;
   return v;
 end
@@ -1727,7 +1746,12 @@ begin
     if v_status = 'forked' then
       w := v;
       while w.parent_id is not null and v_at <= w.parent_seq loop
-        select c.* into w from public.conversations c where c.id = w.parent_id;
+        n := w;
+        select c.* into w from public.conversations c where c.id = n.parent_id for key share;
+        if not exists (select from public.conversations c
+                        where c.id = n.id and c.parent_id = n.parent_id and c.parent_seq = n.parent_seq) then
+          select c.* into w from public.conversations c where c.id = v.id;
+        end if;
       end loop;
       n := w;
       while n.parent_id is not null loop
@@ -1994,17 +2018,17 @@ declare
   v_base bigint;
   v_restored boolean := false;
   v_known bigint[];
+  v_header jsonb;
 begin
   if p_first_seq = 1 then
-    insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title'::text,
-            coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
-              then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
-              else '{}' end,
-            array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
-            coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
-            least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
-    on conflict do nothing;
+    v_header := p_header || pg_catalog.jsonb_build_object('metadata',
+      coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
+        then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
+        else '{}' end);
+    perform 1 from public.conversations c where c.owner = p_owner and c.continuation_id = p_continuation_id;
+    if not found then
+      perform exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
+    end if;
   end if;
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
@@ -2037,6 +2061,11 @@ begin
                      when v_same < v_here then case when t.id is null then 'exists' else 'duplicate' end
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
+    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 then
+      v := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
+      v_here := 0;
+      v_status := 'stored';
+    end if;
     if v_status = 'stored' then
       -- The same turn id again comes from the same caller, which lost the reply.
       v_stored := case when t.id = p_turn_id then coalesce(t.last_seq - t.first_seq + 1, 0) else v_count - v_here end;
@@ -2900,6 +2929,168 @@ begin
       'needed_usd', v_needed, 'resets_at', b.o_resets_at)::text;
   end loop;
   update public.turns x set reserved = v_needed, reserved_prompt = v_prompt where x.id = p_turn_id;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.rewind_v1(p_owner text, p_continuation_id text, p_cut_id uuid, p_turn_id uuid, p_key text, p_hash text, p_to bigint, p_drop bigint, p_expected bigint, p_limit integer, p_budget bigint)
+ RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text, key text)
+ LANGUAGE plpgsql
+ ROWS 2
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  c_kept_chars constant integer := 460;
+  v public.conversations;
+  s public.conversations;
+  w public.conversations;
+  t public.turns;
+  m record;
+  v_now timestamptz;
+  v_last bigint;
+  v_to bigint;
+  v_depth integer := 0;
+  v_below integer;
+  v_status text;
+  v_base bigint;
+  v_before bigint;
+  v_left integer := p_limit;
+  v_bytes bigint := p_budget;
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_continuation_id
+     for update;
+  v_base := v.revision;
+  v_last := v.next_seq - 1;
+  v_to := coalesce(p_to, greatest(v_last - p_drop, 0));
+  if v.id is not null then
+    select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+  end if;
+  if v.id is null or (v.deleted_at is not null and t.id is null) then
+    v_status := 'not_found';
+  elsif t.id is not null then
+    v_status := case when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
+                     when v.deleted_at is not null then 'not_found' else 'duplicate' end;
+    v_to := (t.metadata ->> 'to'::text)::bigint;
+    v_last := (t.metadata ->> 'last'::text)::bigint;
+    select c.* into s from public.conversations c where c.id = (t.metadata ->> 'cut'::text)::uuid;
+  elsif p_expected is not null and p_expected <> v.revision then
+    v_status := 'conflict_revision';
+  elsif v_to > v_last then
+    v_status := 'out_of_range';
+  else
+    v_status := case when v_to = v_last then 'unchanged' else 'rewound' end;
+  end if;
+
+  if v_status = 'rewound' then
+    v_now := pg_catalog.clock_timestamp();
+    -- Locks the forks that read what is cut, and finds how many of them follow on each other.
+    with recursive touched(id, depth) as (
+      select c.id, 1 from public.conversations c where c.parent_id = v.id and c.parent_seq > v_to
+      union
+      select c.id, x.depth + 1 from public.conversations c join touched x on c.parent_id = x.id
+       where c.parent_seq > v_to),
+    locked as (
+      select c.id from public.conversations c where c.id in (select x.id from touched x) order by c.id for no key update)
+    select coalesce(pg_catalog.max(x.depth), 0) into v_below from touched x join locked l on l.id = x.id;
+    select c.* into s from public.conversations c
+     where c.parent_id = v.id and c.parent_seq = v_last and c.cut_from is not null and c.deleted_at is not null
+     order by c.deleted_at desc, c.id
+     limit 1;
+    w := v;
+    while w.parent_id is not null loop
+      v_depth := v_depth + 1;
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+    if v_depth + v_below + 1 >= c_max_depth then
+      v_status := 'too_deep';
+    end if;
+  end if;
+  if v_status = 'rewound' then
+    if s.id is null then
+      insert into public.conversations as c (id, owner, continuation_id, former_name, cut_from, title, metadata, tags, next_seq,
+                                             revision, edited_revision, created_at, updated_at, deleted_at)
+      values (p_cut_id, p_owner, pg_catalog.left(p_continuation_id, c_kept_chars) || '~' || p_cut_id, p_continuation_id,
+              v.id || coalesce(v.cut_from, '{}'), v.title, v.metadata, v.tags, v.next_seq, 1, 1, v.created_at, v_now, v_now)
+      returning c.* into s;
+      insert into public.conversation_files (conversation_id, file_id, source)
+      select s.id, f.file_id, f.source from public.conversation_files f where f.conversation_id = v.id order by f.file_id;
+    end if;
+    update public.conversations c
+       set parent_id = case when v_to <= v.parent_seq then v.parent_id when v_to > 0 then v.id end,
+           parent_seq = case when v_to <= v.parent_seq then v.parent_seq when v_to > 0 then v_to end,
+           deleted_at = v_now, updated_at = v_now
+     where c.id = s.id
+    returning c.* into s;
+    with moved as (
+      delete from public.messages x where x.conversation_id = v.id and x.seq > v_to
+      returning x.seq, x.turn_id, x.role, x.kind, x.content, x.metadata, x.message_key, x.created_at)
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, message_key, created_at)
+    select s.id, x.seq, x.turn_id, x.role, x.kind, x.content, x.metadata, x.message_key, x.created_at
+      from moved x
+     order by x.seq;
+    update public.turns x set conversation_id = s.id
+     where x.conversation_id = v.id and greatest(x.last_seq, x.reply_last_seq) > v_to;
+    update exai.answers a set conversation_id = s.id where a.conversation_id = v.id and a.seq > v_to;
+    -- A trigger increases their revisions.
+    update public.conversations c set parent_id = s.id
+     where c.parent_id = v.id and c.parent_seq > v_to and c.id <> s.id;
+    -- Triggers have changed its revision as well.
+    update public.conversations c
+       set next_seq = v_to + 1, revision = c.revision + 1, edited_revision = c.revision + 1,
+           parent_id = case when v_to > 0 then c.parent_id end,
+           parent_seq = case when v_to > 0 and c.parent_id is not null then least(c.parent_seq, v_to) end,
+           reply_seq = case when c.reply_seq <= v_to then c.reply_seq end,
+           reply_kind = case when c.reply_seq <= v_to then c.reply_kind end,
+           changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now
+     where c.id = v.id
+    returning c.* into v;
+  end if;
+  if v_status in ('rewound', 'unchanged') then
+    insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,
+                              revision, metadata, finished_at)
+    values (p_turn_id, v.id, p_owner, p_key, p_hash, 'conversation_rewind', 'finished', p_turn_id,
+            pg_catalog.clock_timestamp(), v.revision,
+            pg_catalog.jsonb_build_object('cut', s.id, 'to', v_to, 'last', v_last), pg_catalog.clock_timestamp())
+    on conflict do nothing;
+    if not found then
+      raise exception 'the request key was used for another conversation meanwhile' using errcode = '40001';
+    end if;
+  end if;
+
+  if v_status in ('rewound', 'duplicate') and s.id is not null then
+    w := s;
+    v_before := v_last + 1;
+    <<walk>>
+    for v_level in 0 .. c_max_depth loop
+      for m in
+        select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata, x.message_key
+          from public.messages x
+         where x.conversation_id = w.id and x.seq < v_before and x.seq > v_to
+         order by x.seq desc
+         limit v_left
+      loop
+        v_bytes := v_bytes - pg_catalog.octet_length(m.content) - coalesce(pg_catalog.octet_length(m.metadata::text), 0);
+        exit walk when v_bytes < 0 and v_left < p_limit;
+        part := 'cut'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at; kind := m.kind;
+        turn_id := m.turn_id; data := nullif(m.metadata, '{}'); key := m.message_key;
+        return next;
+        v_left := v_left - 1;
+      end loop;
+      exit walk when v_left <= 0 or w.parent_id is null or w.parent_seq <= v_to;
+      v_before := least(v_before, w.parent_seq + 1);
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+  end if;
+  return query select 'head', null::bigint, null, null, null::timestamptz, null, null, pg_catalog.json_build_object(
+    'status', case when t.id = p_turn_id and v_status = 'duplicate' then 'rewound' else v_status end,
+    'base_revision', case when v_status = 'rewound' then v_base else v.revision end, 'revision', v.revision,
+    'last_seq', v_last, 'cut_count', case when v_status in ('rewound', 'duplicate') then v_last - v_to else 0 end,
+    'cut', case when v_status in ('rewound', 'duplicate') and s.id is not null then exai.header_v1(s) end, 'server_epoch', exai.server_epoch_v1(),
+    'conversation', case when v_status in ('rewound', 'unchanged', 'duplicate') then exai.live_header_v1(v) end)::text, null;
 end
 $function$
 ;
@@ -3781,7 +3972,9 @@ begin
         return;
       end if;
       select t.conversation_id into v_owned from public.turns t where t.owner = p_owner and t.request_key = p_key;
-      if found then
+      if found and not exists (
+          select from public.conversations c
+           where c.id = v_owned and c.continuation_id = p_continuation_id and c.deleted_at is null) then
         -- The conversation that this request changed is gone; it does not make another one.
         o_status := case when v_owned = o_conversation_id
                            or exists (select from public.conversations c where c.id = v_owned and c.former_name = p_continuation_id)

@@ -3,7 +3,8 @@
 -- there is no row 'conversation'.
 --
 -- A reservation ends with its turn's lease. If the turn's daemon was lost, the part for the prompt then counts as spent,
--- because the provider has most likely read it. Conversations that were purged count in days and months.
+-- because the provider has most likely read it. Conversations that were purged count in days and months; what a rewind
+-- has cut from a conversation counts for it.
 create or replace function exai.budgets_v1(p_owner text, p_conversation_id uuid, p_limits jsonb, p_now timestamptz)
 returns table (o_name text, o_limit numeric, o_spent numeric, o_reserved numeric, o_resets_at timestamptz)
 language sql stable rows 3
@@ -23,6 +24,12 @@ as $$
         from (select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
                 from public.turns t
                where w.since is null and t.conversation_id = p_conversation_id
+              union all
+              select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
+                from public.conversations c
+                join public.turns t on t.conversation_id = c.id
+               where w.since is null and c.owner = p_owner and p_conversation_id = any(c.cut_from)
+                 and c.former_name = (select x.continuation_id from public.conversations x where x.id = p_conversation_id)
               union all
               select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
                 from public.turns t

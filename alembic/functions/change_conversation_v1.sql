@@ -1,6 +1,7 @@
 -- Changes title, metadata, tags or expires_at (those in p_change), deletes or restores a conversation; once per request key.
 -- o_status: changed | unchanged (the values were already so) | duplicate (the key was used before with the same hash;
--- the conversation as of then, the revision as of now) | not_found | conflict_revision | conflict_key.
+-- the conversation as of then, the revision as of now) | not_found | conflict_revision | conflict_key | name_taken (to
+-- restore: another conversation has the name since; detail is the name that the deleted one has).
 --
 -- Only restoring sees deleted conversations. Locks the conversation before it looks up the key, so a repetition that
 -- waited for the first request finds it.
@@ -19,6 +20,7 @@ declare
   t public.turns;
   v_now timestamptz;
   v_status text;
+  v_detail text;
 begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
@@ -41,6 +43,17 @@ begin
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
     return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'server_epoch', exai.server_epoch_v1())::text;
     return;
+  end if;
+  if v.deleted_at is null and p_change ->> 'deleted'::text = 'false' then
+    select c.continuation_id into v_detail from public.conversations c
+     where c.owner = p_owner and c.former_name = p_continuation_id and c.cut_from is null and c.deleted_at is not null
+     order by c.deleted_at desc
+     limit 1;
+    if found then
+      return query select 'head', pg_catalog.json_build_object(
+        'status', 'name_taken', 'detail', v_detail, 'server_epoch', exai.server_epoch_v1())::text;
+      return;
+    end if;
   end if;
   n := v;
   v_now := pg_catalog.clock_timestamp();

@@ -44,7 +44,8 @@ begin
                                          created_at, updated_at)
   values (p_new_id, p_owner, p_name, p_header ->> 'title'::text, coalesce(p_header -> 'metadata'::text, '{}'),
           array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))), v_base, v_base,
-          coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now), v_now)
+          coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
+          least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
   returning c.* into v;
   return v;
 end

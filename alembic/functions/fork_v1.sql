@@ -4,6 +4,9 @@
 --
 -- With p_name the fork has this name. A conversation of that name that is the same fork is the result, once more.
 --
+-- The conversation that becomes the parent is locked, so that no rewind moves its messages meanwhile; if one has, the
+-- chain is walked again.
+--
 -- A fork at a message that the source itself reads from its parent becomes a fork of that parent, so that chains stay
 -- short. It shows what the source shows, so it expires with it.
 create or replace function exai.fork_v1(
@@ -42,7 +45,12 @@ begin
     if v_status = 'forked' then
       w := v;
       while w.parent_id is not null and v_at <= w.parent_seq loop
-        select c.* into w from public.conversations c where c.id = w.parent_id;
+        n := w;
+        select c.* into w from public.conversations c where c.id = n.parent_id for key share;
+        if not exists (select from public.conversations c
+                        where c.id = n.id and c.parent_id = n.parent_id and c.parent_seq = n.parent_seq) then
+          select c.* into w from public.conversations c where c.id = v.id;
+        end if;
       end loop;
       n := w;
       while n.parent_id is not null loop

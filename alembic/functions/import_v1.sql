@@ -3,7 +3,7 @@
 -- | gap (an earlier batch is missing) | conflict_key.
 --
 -- The first batch (p_first_seq 1) creates the conversation from p_header, or restores the same conversation if it was
--- deleted. Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
+-- deleted; a deleted one with other messages loses its name to the new one (claim_name_v1). Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
 -- them. A key that another message of the conversation has is not stored. p_digests: of each message from which content
 -- was taken out, the SHA-256 of the whole, which may be stored. An updated_at in the future is kept in the metadata,
 -- because the time of a change is the database's.
@@ -33,17 +33,17 @@ declare
   v_base bigint;
   v_restored boolean := false;
   v_known bigint[];
+  v_header jsonb;
 begin
   if p_first_seq = 1 then
-    insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title'::text,
-            coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
-              then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
-              else '{}' end,
-            array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
-            coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
-            least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
-    on conflict do nothing;
+    v_header := p_header || pg_catalog.jsonb_build_object('metadata',
+      coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
+        then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
+        else '{}' end);
+    perform 1 from public.conversations c where c.owner = p_owner and c.continuation_id = p_continuation_id;
+    if not found then
+      perform exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
+    end if;
   end if;
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
@@ -76,6 +76,11 @@ begin
                      when v_same < v_here then case when t.id is null then 'exists' else 'duplicate' end
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
+    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 then
+      v := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
+      v_here := 0;
+      v_status := 'stored';
+    end if;
     if v_status = 'stored' then
       -- The same turn id again comes from the same caller, which lost the reply.
       v_stored := case when t.id = p_turn_id then coalesce(t.last_seq - t.first_seq + 1, 0) else v_count - v_here end;

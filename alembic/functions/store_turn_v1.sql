@@ -96,7 +96,9 @@ begin
         return;
       end if;
       select t.conversation_id into v_owned from public.turns t where t.owner = p_owner and t.request_key = p_key;
-      if found then
+      if found and not exists (
+          select from public.conversations c
+           where c.id = v_owned and c.continuation_id = p_continuation_id and c.deleted_at is null) then
         -- The conversation that this request changed is gone; it does not make another one.
         o_status := case when v_owned = o_conversation_id
                            or exists (select from public.conversations c where c.id = v_owned and c.former_name = p_continuation_id)

@@ -70,7 +70,7 @@ FUNCTIONS = (
     "claim_name_v1", "known_keys_v1", "place_v1",
     "store_turn_v1", "append_v1", "append_batch_v1", "budgets_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",
     "count_steps_v1",
-    "fork_v1", "change_conversation_v1", "import_v1",
+    "fork_v1", "rewind_v1", "change_conversation_v1", "import_v1",
     "search_unindexed_v1", "search_page_v1", "rows_read_v1", "search_v1", "index_messages_v1",
     "usage_v1", "similar_answers_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1", "link_files_v1",
     "number_message_v1", "fill_conversation_v1", "forbid_renumbering_v1", "clamp_updated_at_v1",

@@ -70,6 +70,7 @@ class BlockingConversations:
         self.search = thread.blocking(service.search)
         self.find = thread.blocking(service.find)
         self.fork = thread.blocking(service.fork)
+        self.rewind = thread.blocking(service.rewind)
         self.change = thread.blocking(service.change)
         self.delete = thread.blocking(service.delete)
         self.restore = thread.blocking(service.restore)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from exai.client.connection import DaemonCall, StoreConnection
 from exai.client.failures import DAEMON
-from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult
+from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound
 from exai.conversations.turns.result import TurnOutcome
 from exai.db.conversations import ConversationPage
 from exai.db.files import FileList
@@ -137,6 +137,23 @@ class ConversationsClient:
         given = {"owner": owner, "continuation_id": continuation_id, "at_seq": at_seq, "title": title, "name": name}
         forked: Conversation = await self._write("fork", owner, key, {**given, "idempotency_key": key})
         return forked
+
+    async def rewind(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        to_seq: int | None = None,
+        drop: int | None = None,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Rewound:
+        """Cut the newest messages of a conversation off, once, whatever happens to the connection."""
+        key = idempotency_key or str(uuid.uuid4())
+        given = {"owner": owner, "continuation_id": continuation_id, "to_seq": to_seq, "drop": drop}
+        more = {"expected_revision": expected_revision, "idempotency_key": key}
+        rewound: Rewound = await self._write("rewind", owner, key, {**given, **more})
+        return replace(rewound, duplicate=False) if idempotency_key is None else rewound
 
     async def change(
         self,

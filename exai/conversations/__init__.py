@@ -1,7 +1,7 @@
 """Conversations as a library: chat turns, appends, reads and lists over Postgres, the cache and the providers."""
 
 from exai.conversations.chat import ChatService
-from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, RunningTurn
+from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound, RunningTurn
 from exai.conversations.store import ConversationStore
 from exai.conversations.transfer import Transfer
 from exai.db.conversations import ConversationPage
@@ -16,6 +16,7 @@ __all__ = [
     "ConversationPage",
     "ConversationStore",
     "FoundMessage",
+    "Rewound",
     "RunningTurn",
     "Transfer",
 ]

@@ -92,7 +92,8 @@ def _check(rows: ErasedRows, name: ContinuationId | None, *, with_forks: bool) -
         return
     if not rows.conversations:
         raise NotFound("conversation", name, "Give the continuation_id of a conversation of this owner")
-    forks = [key.continuation_id for key in rows.conversations if key.continuation_id != name]
+    own = {name, *rows.former}
+    forks = [key.continuation_id for key in rows.conversations if key.continuation_id not in own]
     if forks and not with_forks:
         more = f" and {len(forks) - NAMED:,} more" if len(forks) > NAMED else ""
         problem = f"has forks, which show its messages: {', '.join(forks[:NAMED])}{more}"

@@ -28,6 +28,9 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
         case "exists":
             problem = f"the conversation {shown(continuation_id)} exists"
             return Conflict("exists", problem, "Give another name, or delete that one first")
+        case "name_taken":
+            problem = f"the name {shown(continuation_id)} belongs to a newer conversation"
+            return Conflict("name_taken", problem, f"Restore the deleted one as {missing}", continuation_id=missing)
         case "conflict_revision":
             return Conflict(
                 "revision",

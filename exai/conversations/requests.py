@@ -19,6 +19,7 @@ from exai.models import (
     CacheUse,
     Completion,
     ContinuationId,
+    Conversation,
     FileId,
     FileSource,
     FinishReason,
@@ -273,6 +274,21 @@ class Appended:
     seqs: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
     created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """The result of a rewind: the conversation as it is now, and what was cut, oldest first.
+
+    Of the `cut_count` messages that were cut, `cut` has at most the newest 500. `cut_id` names the deleted conversation
+    that has them, None if nothing was cut. `duplicate` is true if the request key had been served before.
+    """
+
+    conversation: Conversation
+    cut: tuple[Message, ...]
+    cut_count: int
+    cut_id: ContinuationId | None
+    duplicate: bool
 
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:

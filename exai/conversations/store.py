@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.records import Hit, Loaded
+from exai.cache.records import Loaded
 from exai.conversations.appends import Appends
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.indexing import Indexing
 from exai.conversations.large import LargeContent
+from exai.conversations.paging import newest_of, page_of
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import Appended, AppendRequest
+from exai.conversations.requests import Appended, AppendRequest, Rewound
 from exai.db.conversations import ConversationPage, ConversationRepository
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository, IdempotencyKey
@@ -34,11 +35,9 @@ from exai.models import (
     Conversation,
     ConversationId,
     ConversationKey,
-    Message,
     Owner,
     Page,
     Recorder,
-    Source,
     TurnId,
 )
 from exai.settings.load import LimitSettings
@@ -269,6 +268,46 @@ class ConversationStore:
             await self._publisher.publish(forked.commit)
         return forked.commit.conversation
 
+    async def rewind(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        to_seq: int | None = None,
+        drop: int | None = None,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Rewound:
+        """Make a conversation what it was after message `to_seq`, or without its `drop` newest ones: 1 round trip.
+
+        The cut messages are returned, and those of concurrent calls with `drop` differ. They move to a deleted
+        conversation, which `restore` brings back until it is purged; consecutive rewinds share one. A repeated
+        `idempotency_key` cuts nothing more. Raises `NotFound`, `Conflict` or `InvalidArgument`.
+        """
+        _check_change(owner, continuation_id, expected_revision, idempotency_key)
+        check_optional_number("to_seq", to_seq)
+        check_optional_number("drop", drop, least=1)
+        if (to_seq is None) == (drop is None):
+            raise InvalidArgument("to_seq", "and drop are both given or both left out", "Give one of the two")
+        rewound = await self._curation.rewind(
+            ConversationKey(owner, continuation_id),
+            _once(idempotency_key, "conversation_rewind", continuation_id, to_seq, drop),
+            cut_id=ConversationId(str(uuid.uuid4())),
+            to_seq=to_seq,
+            drop=drop,
+            expected_revision=expected_revision,
+        )
+        if rewound.status == "out_of_range":
+            raise InvalidArgument("to_seq", f"is {to_seq}", f"Use 0 to {rewound.last_seq}")
+        if rewound.status == "too_deep":
+            raise InvalidArgument("continuation_id", "has forks of too many forks", "Export it and import it anew")
+        if rewound.commit is None:
+            raise refusal(rewound.status, continuation_id, rewound.current_revision, None)
+        await self._publisher.publish(rewound.commit)
+        cut = await self._large.whole(owner, rewound.cut)
+        is_repeated = rewound.status == "duplicate"
+        return Rewound(rewound.commit.conversation, cut, rewound.cut_count, rewound.cut_id, is_repeated)
+
     async def change(
         self,
         owner: Owner,
@@ -335,7 +374,7 @@ class ConversationStore:
         Published even if nothing changed: a first attempt whose reply was lost may have made the change.
         """
         if changed.commit is None:
-            raise refusal(changed.status, continuation_id, changed.current_revision, None)
+            raise refusal(changed.status, continuation_id, changed.current_revision, changed.present_name)
         await self._publisher.publish(changed.commit)
         return changed.commit.conversation
 
@@ -349,22 +388,3 @@ def _check_change(owner: Owner, continuation_id: str, expected_revision: int | N
 def _once(key: str | None, tool: str, *parts: Any) -> IdempotencyKey:
     """Return the deduplication key of a change. Without `key` only retries within this call are deduplicated."""
     return IdempotencyKey(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))
-
-
-def newest_of(found: Hit | Loaded, limit: int, source: Source, *, stale_s: float | None = None) -> Page:
-    """Cut the newest `limit` messages out of the newest page."""
-    has_older = not found.complete or len(found.messages) > limit
-    return page_of(found.conversation, found.messages[-limit:], source, has_older=has_older, stale_s=stale_s)
-
-
-def page_of(
-    conversation: Conversation,
-    messages: tuple[Message, ...],
-    source: Source,
-    *,
-    has_older: bool,
-    stale_s: float | None = None,
-) -> Page:
-    """Make a page of consecutive messages, with the cursor of the next older one."""
-    next_before_seq = messages[0].seq if messages and has_older else None
-    return Page(conversation, messages, next_before_seq, source, stale_s)

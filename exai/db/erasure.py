@@ -52,9 +52,14 @@ class ErasedContent:
 
 @dataclass(slots=True)
 class ErasedRows:
-    """What was removed: rows by table, conversations, and contents whose bytes are outside the database."""
+    """What was removed: rows by table, conversations, and contents whose bytes are outside the database.
+
+    `former` are those of the conversations that had the name before, or were cut from the one that has it, and were
+    deleted.
+    """
 
     conversations: list[ConversationKey] = field(default_factory=list)
+    former: list[ContinuationId] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     contents: list[ErasedContent] = field(default_factory=list)
     files: int = 0
@@ -87,6 +92,7 @@ class ErasureRepository:
             erased.conversations = [
                 ConversationKey(Owner(row["owner"]), ContinuationId(row["continuation_id"])) for row in found
             ]
+            erased.former = [ContinuationId(row["continuation_id"]) for row in found if row["is_former"]]
             files = await connection.fetch(statement("erasure_files"), owner, None if name is None else ids)
             await self._remove(connection, erased, owner, ids, whole=name is None)
             await self._remove_files(connection, erased, owner, [row["id"] for row in files])

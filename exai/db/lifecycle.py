@@ -9,19 +9,28 @@ from typing import Any, Final, Literal
 import orjson
 
 from exai.db.driver.pool import Database
-from exai.db.rows import commit_of, conversation_of, json_of
-from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, Owner, TurnId
+from exai.db.rows import RowsByPart, commit_of, conversation_of, json_of
+from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, Message, Owner, TurnId
 from exai.settings.load import LimitSettings
 from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text, read_time
 
 ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key", "exists"]
-ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
+RewindStatus = Literal[
+    "rewound", "unchanged", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_revision", "conflict_key"
+]
+ChangeStatus = Literal[
+    "changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key", "name_taken"
+]
 
 DAY_S: Final = 86_400.0
 PURGE_AFTER_S: Final = 7 * DAY_S
 """How long a deleted conversation can be brought back; longer than any cache may hold it."""
 
 FORGET_REMOVED_S: Final = 7 * DAY_S
+MAX_CUT_MESSAGES: Final = 500
+MAX_CUT_BYTES: Final = 16 * 1_048_576
+"""Messages that a rewind returns, the newest ones."""
+
 BATCH: Final = 100
 """Conversations per statement, so that one with many messages still ends within the statement's limit."""
 
@@ -56,12 +65,30 @@ class Changed:
     """The result of a change. `commit` holds the header as the change left it; it is set unless the change was refused.
 
     For a `duplicate` the revisions are the conversation's current one. `current_revision` is set for a
-    `conflict_revision`.
+    `conflict_revision`, `present_name` for `name_taken`.
     """
 
     status: ChangeStatus
     commit: Commit | None
     current_revision: int = 0
+    present_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RewoundRows:
+    """The result of a rewind. `commit` holds the header as it is now, unless the rewind was refused.
+
+    `cut` are the newest of the `cut_count` messages that were cut, oldest first; `cut_id` names the deleted
+    conversation that has them. `last_seq` is the number of the last one.
+    """
+
+    status: RewindStatus
+    commit: Commit | None
+    cut: tuple[Message, ...]
+    cut_count: int
+    cut_id: ContinuationId | None
+    last_seq: int
+    current_revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +157,32 @@ class CurationRepository:
         base = fork.revision if is_repeated else head["base_revision"]
         commit = Commit(fork, base, fork.revision, head["server_epoch"], is_listed=True, is_repeated=is_repeated)
         return Forked(head["status"], commit, head["last_seq"])
+
+    async def rewind(
+        self,
+        key: ConversationKey,
+        request: IdempotencyKey,
+        *,
+        cut_id: ConversationId,
+        to_seq: int | None,
+        drop: int | None,
+        expected_revision: int | None = None,
+    ) -> RewoundRows:
+        """Make a conversation what it was after message `to_seq`, or without its `drop` newest ones.
+
+        The cut messages move to a deleted conversation, with the id `cut_id` unless an earlier one is extended. Raises
+        a `DatabaseError`.
+        """
+        digest = self._codec.blind(key.owner, request.digest)
+        identity = (*key, cut_id, request.turn_id, request.key, digest)
+        where = (to_seq, drop, expected_revision, MAX_CUT_MESSAGES, MAX_CUT_BYTES)
+        answer = RowsByPart(await self._database.fetch("rewind", *identity, *where), self._codec, home="cut")
+        head, status = answer.head, answer.head["status"]
+        commit = commit_of(head, self._codec, is_listed=True, is_repeated=status == "duplicate")
+        cut = tuple(reversed(answer.part("cut")))
+        name = ContinuationId(head["cut"]["continuation_id"]) if head["cut"] else None
+        numbers = head["cut_count"], name, head["last_seq"] or 0, head["revision"] or 0
+        return RewoundRows(status, commit, cut, *numbers)
 
     async def change(
         self,
@@ -207,9 +260,9 @@ class CurationRepository:
         text = json_of(document)
         head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
         status: ChangeStatus = head["status"]
-        is_refused = status in ("not_found", "conflict_revision", "conflict_key")
+        is_refused = status in ("not_found", "conflict_revision", "conflict_key", "name_taken")
         commit = None if is_refused else commit_of(head, codec, is_listed=True, is_repeated=status == "duplicate")
-        return Changed(status, commit, head.get("revision") or 0)
+        return Changed(status, commit, head.get("revision") or 0, head.get("detail"))
 
 
 def _head(rows: Sequence[Any]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class RowsByPart:
 
     __slots__ = ("_codec", "at", "head", "parts")
 
-    def __init__(self, rows: Sequence[asyncpg.Record], codec: Codec) -> None:
+    def __init__(self, rows: Sequence[asyncpg.Record], codec: Codec, *, home: str = "conversation") -> None:
+        """Read the rows; `home` names the field of the head with the conversation in which the messages are."""
         self._codec = codec
         self.head: dict[str, Any] = {}
         self.at: datetime | None = None
@@ -62,10 +63,10 @@ class RowsByPart:
                 Message, (seq, role, content, at, kind, turn_id, metadata, more[0] if more else None)
             )
             self.parts.setdefault(part, []).append(message)
-        conversation = self.conversation if is_sealed else None
-        if conversation is not None:
-            home = home_of(conversation)
-            self.parts = {part: list(codec.opened(home, messages)) for part, messages in self.parts.items()}
+        header = self.head.get(home) if is_sealed else None
+        if header:
+            place = home_of(conversation_of(header, codec))
+            self.parts = {part: list(codec.opened(place, messages)) for part, messages in self.parts.items()}
 
     def part(self, name: str) -> list[Message]:
         """Return the messages of a part in the order of their rows."""

@@ -56,6 +56,7 @@ class Conflict(RequestError):
     `cancelled`: another call ended this request while it ran.
     `superseded`: a later attempt of the same turn has taken over.
     `exists`: the name is taken.
+    `name_taken`: another conversation has the name of the deleted one, which is to be restored under its present name.
     """
 
     code = "conflict"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult
+from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound
 from exai.conversations.turns.result import TurnOutcome
 from exai.db.conversations import ConversationPage
 from exai.db.files import FileList
@@ -82,6 +82,18 @@ class Conversations(Protocol):
         name: ContinuationId | None = None,
     ) -> Conversation:
         """Make a conversation that begins as this one."""
+
+    async def rewind(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        to_seq: int | None = None,
+        drop: int | None = None,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Rewound:
+        """Cut the newest messages of a conversation off."""
 
     async def change(
         self,

@@ -5,6 +5,14 @@ select p.part::text, p.data::text
   from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text,
                     $9::text) p;
 
+-- name: rewind
+-- repeat: keyed
+-- Moves the newest messages of a conversation to a deleted one and returns them; once per request key. Locks it.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text, p.key::text
+  from exai.rewind_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::bigint,
+                      $9::bigint, $10::integer, $11::bigint) p;
+
 -- name: change_conversation
 -- repeat: keyed
 -- Changes title, metadata and tags of a conversation, or marks it as deleted; once per request key. Locks it.

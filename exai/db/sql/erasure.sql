@@ -21,14 +21,16 @@ select (n.nspname || '.' || c.relname)::text as name, a.attname::text as by,
 -- name: erasure_conversations
 -- repeat: read
 -- described: at first use
--- The conversations to erase, locked: all of an owner; or one with its forks, which show its messages. By
--- conversations_owner_continuation_key and conversations_parent_idx.
+-- The conversations to erase, locked: all of an owner; or one with its forks, which show its messages, and the deleted
+-- ones that had its name. By conversations_owner_continuation_key, conversations_former_idx and conversations_parent_idx.
 with recursive found(id) as (
   select c.id from public.conversations c
-   where c.owner = $1::text and ($2::text is null or c.continuation_id = $2::text)
+   where c.owner = $1::text and ($2::text is null or c.continuation_id = $2::text
+                                 or (c.former_name = $2::text and c.deleted_at is not null))
   union
   select c.id from public.conversations c join found f on c.parent_id = f.id where $2::text is not null)
-select c.id::text as id, c.owner::text as owner, c.continuation_id::text as continuation_id
+select c.id::text as id, c.owner::text as owner, c.continuation_id::text as continuation_id,
+       coalesce(c.former_name = $2::text and c.deleted_at is not null, false)::boolean as is_former
   from public.conversations c
  where c.id in (select f.id from found f)
  order by c.id

@@ -5,7 +5,7 @@ reproduces a history that breaks a promise. Time is a number in Redis, which the
 
 Every cache hit is compared with the log of the simulated database:
 
-content   it is exactly the newest page at its revision
+content   it is exactly the newest page of its conversation at its revision
 strict    it contains every change that was acknowledged, and applied to Redis, before the read began
 own       it contains every acknowledged change of the same daemon, applied to Redis or not
 bound     it contains every change that was committed at least one staleness bound ago
@@ -63,9 +63,11 @@ class Aborted(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """A conversation after one commit."""
+    """A conversation after one commit; `number` counts the commits under its name, `id` tells conversations apart."""
 
     name: ContinuationId
+    number: int
+    id: str
     revision: int
     messages: tuple[Message, ...]
     committed_us: int
@@ -75,7 +77,7 @@ class Version:
 
     def loaded(self, server_epoch: str) -> Loaded:
         conversation = Conversation(
-            ConversationId(f"id-{self.name}"),
+            ConversationId(self.id),
             self.name,
             LOCAL_OWNER,
             None,
@@ -91,8 +93,9 @@ class Version:
 class World:
     """The log of the database, the time, and the revisions that each daemon has acknowledged."""
 
-    def __init__(self, client: RedisClient, rng: random.Random, *, cursor: str, names_recoveries: bool) -> None:
-        self.client, self.rng, self.cursor, self.names_recoveries = client, rng, cursor, names_recoveries
+    def __init__(self, client: RedisClient, rng: random.Random, plan: Plan) -> None:
+        self.client, self.rng, self.cursor, self.names_recoveries = client, rng, plan.cursor, plan.names_recoveries
+        self.plan = plan
         self.now_us = 1_000 * SECOND
         self.behind_us = self.stepped_us = 0
         self.epoch_number = 1
@@ -104,7 +107,8 @@ class World:
         self.names = NAMES[: rng.choice((1, 1, 2))]
         for name in self.names:
             first = tuple(self.message(seq) for seq in range(1, size + 1))
-            self.log[name] = [Version(name, 1, first, 0, 1, next(self._orders), self.server_epoch)]
+            version = Version(name, 1, f"id-{name}", 1, first, 0, 1, next(self._orders), self.server_epoch)
+            self.log[name] = [version]
         self.applied: dict[ContinuationId, int] = dict.fromkeys(NAMES, 0)
         self.own: dict[tuple[int, ContinuationId], int] = {}
         self.applied_since: set[ContinuationId] = set()
@@ -127,18 +131,26 @@ class World:
         self.active[xid] = name
         return xid
 
-    def commit(self, xid: int, *, edit: bool) -> tuple[Version, Version]:
+    def commit(self, xid: int, kind: str) -> tuple[Version, Version]:
         """Return the version before and after the commit. Raises Aborted."""
         if xid not in self.active:
             raise Aborted
         name = self.active.pop(xid)
         before = self.log[name][-1]
-        if edit and before.messages:
+        id_, revision = before.id, before.revision + 1
+        if kind == "edit" and before.messages:
             changed = before.messages[-1]._replace(content=f"word {next(self._words)}")
             messages = (*before.messages[:-1], changed)
+        elif kind == "rewind":
+            messages = before.messages[: self.rng.randint(0, len(before.messages))]
+        elif kind == "replace":
+            # The former conversation was deleted and renamed: two changes of it that no other daemon has to know.
+            id_, messages = f"id-{next(self._words)}", (self.message(1),)
+            revision = before.revision + 3 if self.plan.continues_revisions else 1
         else:
             messages = (*before.messages, self.message(len(before.messages) + 1))
-        after = Version(name, before.revision + 1, messages, self.now_us, xid, next(self._orders), self.server_epoch)
+        place = before.number + 1, id_, revision
+        after = Version(name, *place, messages, self.now_us, xid, next(self._orders), self.server_epoch)
         self.log[name].append(after)
         return before, after
 
@@ -158,15 +170,15 @@ class World:
         if version not in self.log[version.name]:
             return
         key = daemon, version.name
-        self.own[key] = max(self.own.get(key, 0), version.revision)
+        self.own[key] = max(self.own.get(key, 0), version.number)
         if applied:
-            self.applied[version.name] = max(self.applied[version.name], version.revision)
+            self.applied[version.name] = max(self.applied[version.name], version.number)
             # Applying a change that was committed before the failover does not replace an entry with lost commits.
             if version.server_epoch == self.server_epoch:
                 self.applied_since.add(version.name)
 
     def promise(self, daemon: int, name: ContinuationId) -> tuple[int, int]:
-        """Return the least revision for a read that begins now, and the number of losses, after which it is void."""
+        """Return the least version for a read that begins now, and the number of losses, after which it is void."""
         return max(self.applied[name], self.own.get((daemon, name), 0)), self.losses
 
     def forget_promises(self) -> None:
@@ -201,8 +213,9 @@ class World:
     def check(self, hit: Hit, name: ContinuationId, promise: tuple[int, int]) -> None:
         """Compare a hit with the log. Raises Broken."""
         self.hits += 1
-        versions = {each.revision: each for each in self.log[name]}
-        version = versions.get(hit.revision)
+        versions = {each.number: each for each in self.log[name]}
+        place = hit.conversation.id, hit.revision
+        version = next((each for each in versions.values() if (each.id, each.revision) == place), None)
         if version is None or version.messages[-50:] != hit.messages:
             lost_us = self.lost[name]
             if lost_us is None or name in self.applied_since:
@@ -211,12 +224,12 @@ class World:
                 raise Broken(f"phantom: lost changes of {name} returned {self.now_us - lost_us} us later")
             return
         least, losses = promise
-        if hit.revision < least and losses == self.losses:
-            raise Broken(f"strict: revision {hit.revision} of {name} after {least} was acknowledged")
-        missing = versions.get(hit.revision + 1)
+        if version.number < least and losses == self.losses:
+            raise Broken(f"strict: version {version.number} of {name} after {least} was acknowledged")
+        missing = versions.get(version.number + 1)
         if missing is not None and self.now_us - missing.committed_us >= BOUND_US + self.stepped_us:
             raise Broken(
-                f"bound: revision {missing.revision} of {name} missed for {self.now_us - missing.committed_us} us"
+                f"bound: version {missing.number} of {name} missed for {self.now_us - missing.committed_us} us"
             )
 
     async def advance(self, by_s: float) -> None:
@@ -311,7 +324,9 @@ class Daemon:
     async def write(self) -> None:
         await self.pause(self.rest)
         name = self.stage.rng.choice(self.world.names)
-        edit = self.stage.rng.random() < 0.2
+        kind = "edit" if self.stage.rng.random() < 0.2 else "append"
+        if self.world.plan.replaces and self.stage.rng.random() < 0.4:
+            kind = self.stage.rng.choice(("rewind", "replace"))
         found = (
             await self.cache.read(ConversationKey(LOCAL_OWNER, name))
             if self.warm and self.stage.rng.random() < 0.7
@@ -321,18 +336,23 @@ class Daemon:
             await self.stage.gate()
         await self.stage.gate()
         try:
-            before, after = self.world.commit(xid, edit=edit)
+            before, after = self.world.commit(xid, kind)
         except Aborted:
             return
         loaded = after.loaded(self.world.server_epoch)
         if self.dies():
             return
-        delta = None if edit else after.messages[len(before.messages) :]
+        delta = after.messages[len(before.messages) :] if kind == "append" else None
+        base = before.revision
+        if kind == "replace":
+            delta, base = after.messages, after.revision - 1
         await self.pause(self.slow)
         preloaded = (
-            PreloadedPage(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
+            PreloadedPage(found, loaded.messages, loaded.complete)
+            if isinstance(found, Miss) and kind == "append"
+            else None
         )
-        commit = Commit(loaded.conversation, before.revision, after.revision, loaded.server_epoch, delta)
+        commit = Commit(loaded.conversation, base, after.revision, loaded.server_epoch, delta)
         applied = await self.cache.apply(commit, preloaded=preloaded)
         self.world.acknowledge(self.number, after, applied=applied)
 
@@ -351,6 +371,8 @@ class Plan:
     cursor: str = "xmin"
     names_recoveries: bool = True
     min_revisions: bool = True
+    replaces: bool = False
+    continues_revisions: bool = True
     faults: frozenset[str] | None = None
 
 
@@ -378,7 +400,7 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
     stage = Stage(rng)
     client = RedisClient(topology, Counters())
     await client.call(0, "FLUSHDB")
-    world = World(client, rng, cursor=plan.cursor, names_recoveries=plan.names_recoveries)
+    world = World(client, rng, plan)
     await world.advance(0)
     # Each run has only some of the faults, because together they would hide each other.
     faults = frozenset(fault for fault in FAULTS if rng.random() < 0.2) if plan.faults is None else plan.faults

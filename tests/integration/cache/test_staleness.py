@@ -41,6 +41,14 @@ class TestPromises:
         assert sum(report.hits for report in reports) > 5 * SEEDS
         assert frozenset[str]().union(*(report.faults for report in reports)) == frozenset(FAULTS)
 
+    async def test_no_history_with_rewinds_and_names_used_again_breaks_a_promise(
+        self, topology: Topology, scripts: Scripts
+    ) -> None:
+        """Promise 4: nothing of what was cut off, or of a deleted conversation that had the name before."""
+        plan = Plan(replaces=True)
+        reports = [await simulate(topology, scripts, seed, plan) for seed in range(SEEDS)]
+        assert sum(report.hits for report in reports) > 3 * SEEDS
+
     async def test_same_seed_gives_the_same_history(self, topology: Topology, scripts: Scripts) -> None:
         """A counterexample can be reproduced by its seed."""
         first, second = [await simulate(topology, scripts, 7, Plan()) for _ in range(2)]
@@ -134,6 +142,15 @@ MUTANTS = {
         Plan(names_recoveries=False, faults=frozenset({"die", "recover"})), 141
     ),
     "a reconciliation sees some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
+    "a name's revisions begin again": Mutant(
+        Plan(replaces=True, continues_revisions=False, faults=frozenset({"die"})), 613
+    ),
+    "a name's revisions begin again for a process": Mutant(
+        Plan(replaces=True, continues_revisions=False, faults=frozenset({"cut"}))
+    ),
+    "a rewind is applied as an addition": Mutant(
+        Plan(lua("apply", " or added < 0 then", " then added = math.max(added, 0)"), replaces=True, faults=frozenset())
+    ),
     "a process keeps no minimum revisions": Mutant(Plan(min_revisions=False, faults=frozenset({"cut"})), 49),
 }
 

@@ -202,6 +202,23 @@ async def test_a_conversation_goes_with_the_files_that_only_it_has(variables: di
         assert await connection.fetchval("select count(*) from public.requests") == 1
 
 
+async def test_what_had_the_name_before_is_erased_with_it(variables: dict[str, str]) -> None:
+    """Deleted conversations whose name was used again, and what rewinds have cut off; not one that was restored."""
+    name = ContinuationId("named")
+    async with open_app(load_settings(variables, None)) as app:
+        for number in range(3):
+            messages = [NewMessage("user", f"{SECRET} {number} {place}", key=f"{SECRET} {place}") for place in range(3)]
+            await app.conversations.append(AppendRequest(ANNA, messages, continuation_id=name, create=True))
+            await app.conversations.rewind(ANNA, name, to_seq=1)
+            if number < 2:
+                await app.conversations.delete(ANNA, name)
+        assert len(await found(variables, SECRET)) > 0
+        erased = await erasure(app).erase(ANNA, name)
+        assert len(erased.rows.conversations) == 6
+        assert await found(variables, SECRET) == []
+        assert await found(variables, name) == []
+
+
 async def test_forks_are_erased_only_if_asked_for(variables: dict[str, str]) -> None:
     """A fork shows the messages of its parent, so the parent cannot go alone."""
     async with open_app(load_settings(variables, None)) as app:

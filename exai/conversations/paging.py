@@ -1,0 +1,25 @@
+"""Pages for callers, made of what the cache and the database return."""
+
+from __future__ import annotations
+
+from exai.cache.records import Hit, Loaded
+from exai.models import Conversation, Message, Page, Source
+
+
+def newest_of(found: Hit | Loaded, limit: int, source: Source, *, stale_s: float | None = None) -> Page:
+    """Cut the newest `limit` messages out of the newest page."""
+    has_older = not found.complete or len(found.messages) > limit
+    return page_of(found.conversation, found.messages[-limit:], source, has_older=has_older, stale_s=stale_s)
+
+
+def page_of(
+    conversation: Conversation,
+    messages: tuple[Message, ...],
+    source: Source,
+    *,
+    has_older: bool,
+    stale_s: float | None = None,
+) -> Page:
+    """Make a page of consecutive messages, with the cursor of the next older one."""
+    next_before_seq = messages[0].seq if messages and has_older else None
+    return Page(conversation, messages, next_before_seq, source, stale_s)

@@ -2349,6 +2349,10 @@ CREATE OR REPLACE FUNCTION exai.note_change_v1()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
+  -- rekey_conversations_v1 has not changed what clients see.
+  if current_setting('exai.rekeying', true) = 'on' then
+    return new;
+  end if;
   new.revision := old.revision + 1;
   new.edited_revision := new.revision;
   new.changed_xid := pg_current_xact_id();
@@ -2370,6 +2374,10 @@ CREATE OR REPLACE FUNCTION exai.note_edit_v1()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
+  -- rekey_messages_v1 has not changed what the messages say.
+  if current_setting('exai.rekeying', true) = 'on' then
+    return null;
+  end if;
   with recursive touched(id) as (
     select distinct x.conversation_id from changed x
     union
@@ -2635,6 +2643,10 @@ CREATE OR REPLACE FUNCTION exai.queue_title_v1()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
+  -- rekey_conversations_v1 queues what it has to.
+  if current_setting('exai.rekeying', true) = 'on' then
+    return null;
+  end if;
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   values (new.id, 0, case when tg_op = 'UPDATE' and new.owner <> old.owner then new.next_seq - 1 else 0 end);
   return null;
@@ -2884,6 +2896,76 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.rekey_conversations_v1(p_ids uuid[], p_versions text[], p_titles text[], p_metadata text[])
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_count bigint;
+begin
+  -- Until the end of the transaction, which is this statement; the triggers ask for it.
+  perform pg_catalog.set_config('exai.rekeying', 'on', true);
+  with old as materialized (
+    select c.id, g.title, g.metadata, coalesce(pg_catalog.starts_with(c.title, '$exai1$'), false) as is_encrypted
+      from unnest(p_ids, p_versions, p_titles, p_metadata) g(id, version, title, metadata)
+      join public.conversations c on c.id = g.id and c.xmin::text = g.version
+     order by c.id
+       for no key update of c skip locked),
+  changed as (
+    update public.conversations c
+       set title = o.title, metadata = o.metadata::jsonb
+      from old o
+     where c.id = o.id
+    returning c.id, o.is_encrypted <> coalesce(pg_catalog.starts_with(c.title, '$exai1$'), false) as is_other),
+  queued as (
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq) select c.id, 0, 0 from changed c where c.is_other)
+  select pg_catalog.count(*) into v_count from changed;
+  perform pg_catalog.set_config('exai.rekeying', 'off', true);
+  return v_count;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.rekey_messages_v1(p_ids uuid[], p_seqs bigint[], p_versions text[], p_contents text[], p_metadata text[])
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_count bigint;
+begin
+  -- Until the end of the transaction, which is this statement; the triggers ask for it.
+  perform pg_catalog.set_config('exai.rekeying', 'on', true);
+  with u as materialized (
+    select g.id, g.seq, g.version, g.metadata,
+           case when pg_catalog.starts_with(g.content, E'\x01$exai1$') then exai.place_v1(g.content, g.id, g.seq)
+                else g.content end as content
+      from unnest(p_ids, p_seqs, p_versions, p_contents, p_metadata) g(id, seq, version, content, metadata)),
+  old as materialized (
+    select m.conversation_id, m.seq, pg_catalog.starts_with(m.content, '$exai1$') as is_encrypted
+      from u join public.messages m on m.conversation_id = u.id and m.seq = u.seq and m.xmin::text = u.version
+     order by m.conversation_id, m.seq
+       for no key update of m skip locked),
+  changed as (
+    update public.messages m
+       set content = u.content, metadata = coalesce(u.metadata::jsonb, '{}')
+      from u join old o on o.conversation_id = u.id and o.seq = u.seq
+     where m.conversation_id = u.id and m.seq = u.seq
+    returning m.conversation_id, m.seq, o.is_encrypted <> pg_catalog.starts_with(m.content, '$exai1$') as is_other),
+  queued as (
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select c.conversation_id, pg_catalog.min(c.seq), pg_catalog.max(c.seq) from changed c where c.is_other
+     group by c.conversation_id)
+  select pg_catalog.count(*) into v_count from changed;
+  perform pg_catalog.set_config('exai.rekeying', 'off', true);
+  return v_count;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.requeue_words_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -2891,6 +2973,10 @@ CREATE OR REPLACE FUNCTION exai.requeue_words_v1()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
+  -- rekey_messages_v1 queues what it has to.
+  if current_setting('exai.rekeying', true) = 'on' then
+    return null;
+  end if;
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   values (new.conversation_id, new.seq, new.seq);
   return null;

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_drill(commands)
     _add_backup(commands)
     _add_erase(commands)
+    _add_rekey(commands)
     _add_supabase(commands)
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
@@ -321,6 +322,17 @@ def _add_erase(commands: Any) -> None:
     for each in (owner, conversation):
         each.add_argument("--dry-run", action="store_true", help="erase nothing; count what would be erased")
         each.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+
+
+def _add_rekey(commands: Any) -> None:
+    rekey = commands.add_parser(
+        "rekey",
+        help="encrypt what is stored with the newest key, or decrypt it; it may be interrupted and repeated",
+        description="Brings everything stored to the first of EXAI_STORE__KEYS, or to plain text if that is `plain`, "
+        "in small batches while daemons serve. Give all daemons the same keys first.",
+    )
+    rekey.add_argument("--dry-run", action="store_true", help="change nothing; count the rows to be changed")
+    rekey.add_argument("--index", action="store_true", help="index words again, after a change of EXAI_STORE__SEARCH")
 
 
 def _add_supabase(commands: Any) -> None:

@@ -382,6 +382,7 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "backup": store.backup,
     "restore": store.restore,
     "erase": store.erase,
+    "rekey": store.rekey,
     "supabase": store.supabase,
     "bench": _bench,
     "version": _version,

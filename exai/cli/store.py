@@ -115,6 +115,13 @@ def erase(options: argparse.Namespace) -> int:
     return remove(options)
 
 
+def rekey(options: argparse.Namespace) -> int:
+    """Bring what is stored to the newest key."""
+    from exai.cli.rekey import rekey as work
+
+    return work(options)
+
+
 def supabase(options: argparse.Namespace) -> int:
     """Set the rights of Supabase's roles."""
     from exai.cli.supabase import supabase as work

@@ -7,6 +7,7 @@ content calls `require_readable` first.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,11 @@ class Codec:
 
     words: HashedWords | None = None
     """Hashes the words of encrypted messages; None if none are encrypted, or none may be found."""
+
+    @property
+    def beginning(self) -> str | None:
+        """Return how each text begins that is stored from now on, None if it is not encrypted."""
+        return None
 
     def columns(self, owner: str, messages: Sequence[NewMessage]) -> tuple[list[str], list[str | None]]:
         """Return the contents and the metadata of messages as statements take them."""
@@ -199,6 +205,11 @@ class KeyedCodec(Codec):
         self._keyring, self._newest = keyring, newest
         self.is_on = newest is not None
         self.words = HashedWords(keyring) if hashes_words else None
+
+    @property
+    def beginning(self) -> str | None:
+        """Return how each text begins that is encrypted from now on."""
+        return None if self._newest is None else f"{MARK}{self._newest}$"
 
     def columns(self, owner: str, messages: Sequence[NewMessage]) -> tuple[list[str], list[str | None]]:
         """Return the contents of messages, which include their metadata, for `exai.place_v1`."""
@@ -329,8 +340,9 @@ class KeyedCodec(Codec):
             raise AssertionError("the newest key is in the keyring")
         return cipher
 
-    def _name(self, owner: str, name: str) -> str:
-        return encode(self._keyring.hashed(owner, "name", name.encode("utf-8", "surrogatepass"))[:PLACE_BYTES])
+    @staticmethod
+    def _name(owner: str, name: str) -> str:
+        return encode(hashlib.sha256(_aad("name", owner, name)).digest()[:PLACE_BYTES])
 
 
 CUT: Final = ("it is encrypted and not complete", "Restore it from a backup")

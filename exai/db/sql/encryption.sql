@@ -7,8 +7,114 @@ select k.name::text as name, k.fingerprint::text as fingerprint, k.wrapped::byte
 
 -- name: add_encryption_key
 -- repeat: keyed
+-- described: at first use
 -- Stores the name of a key that is in use from now on; by encryption_keys_pkey, the first one by encryption_keys_first_key.
 insert into exai.encryption_keys (name, fingerprint, wrapped, is_first)
 values ($1::text, $2::text, $3::bytea, nullif($4::boolean, false))
 on conflict do nothing
 returning 1::integer as added;
+
+-- name: remove_encryption_keys
+-- repeat: keyed
+-- described: at first use
+-- Removes the names of keys with which no row is encrypted any more.
+delete from exai.encryption_keys k where k.name <> all($1::text[]);
+
+-- name: rekey_scan_messages
+-- repeat: read
+-- described: at first use
+-- Some messages in the order of their keys, those with their content that are not stored as wanted: encrypted with a key
+-- ($3 is the beginning of such a content), or not at all (null). The last row is the place at which to go on, null at the end. By the
+-- primary key.
+with page as materialized (
+  select m.conversation_id, m.seq
+    from public.messages m
+   where (m.conversation_id, m.seq) > ($1::text::uuid, $2::bigint)
+   order by m.conversation_id, m.seq
+   limit $4::integer),
+wanted as (
+  select m.conversation_id, m.seq, m.role, m.kind, m.content, m.metadata, m.xmin as version, c.owner, c.continuation_id, c.cut_from,
+         pg_catalog.sum(pg_catalog.octet_length(m.content)) over (order by m.conversation_id, m.seq)
+         operator(pg_catalog.-) pg_catalog.octet_length(m.content) as preceding
+    from page p
+    join public.messages m on m.conversation_id = p.conversation_id and m.seq = p.seq
+    join public.conversations c on c.id = m.conversation_id
+   where case when $3::text is null then pg_catalog.starts_with(m.content, '$exai1$')
+              else not pg_catalog.starts_with(m.content, $3::text) end)
+select w.conversation_id::text as conversation_id, w.seq::bigint as seq, w.role::text as role, w.kind::text as kind,
+       w.content::text as content, w.metadata::text as metadata, w.version::text as version, w.owner::text as owner,
+       w.continuation_id::text as continuation_id, w.cut_from::text[] as cut_from
+  from wanted w
+ where w.preceding < $5::bigint
+union all
+(select l.conversation_id::text, l.seq::bigint, null::text, null::text, null::text, null::text, null::text, null::text,
+        null::text, null::text[]
+   from (select p.conversation_id, p.seq from page p
+          where (p.conversation_id, p.seq) < (
+                  select w.conversation_id, w.seq from wanted w where w.preceding >= $5::bigint
+                   order by w.conversation_id, w.seq limit 1)
+             or not exists (select from wanted w where w.preceding >= $5::bigint)
+          order by p.conversation_id desc, p.seq desc
+          limit 1) l);
+
+-- name: rekey_messages
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of messages that are as they were read.
+select exai.rekey_messages_v1($1::text[]::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[])::bigint as replaced;
+
+-- name: rekey_scan_conversations
+-- repeat: read
+-- described: at first use
+-- Some conversations in the order of their ids, with what of them may be encrypted; by conversations_pkey.
+select c.id::text as id, c.owner::text as owner, c.continuation_id::text as continuation_id,
+       c.former_name::text as former_name, (c.parent_id is not null)::boolean as is_fork, c.title::text as title,
+       c.metadata::text as metadata, c.xmin::text as version
+  from public.conversations c
+ where c.id > $1::text::uuid
+ order by c.id
+ limit $2::integer;
+
+-- name: rekey_conversations
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of titles and metadata of conversations that are as they were read.
+select exai.rekey_conversations_v1($1::text[]::uuid[], $2::text[], $3::text[], $4::text[])::bigint as replaced;
+
+-- name: rekey_scan_turns
+-- repeat: read
+-- described: at first use
+-- Some turns in the order of their ids, with what of them may be encrypted; by turns_pkey.
+select t.id::text as id, t.owner::text as owner, t.metadata::text as metadata, t.error::text as error, t.xmin::text as version
+  from public.turns t
+ where t.id > $1::text::uuid
+ order by t.id
+ limit $2::integer;
+
+-- name: rekey_turns
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of what belongs to turns that are as they were read; by turns_pkey.
+with changed as (
+  update public.turns t
+     set metadata = u.metadata::jsonb, error = u.error::jsonb
+    from (select r.id, g.metadata, g.error
+            from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                            pg_catalog.unnest($4::text[])) g(id, version, metadata, error)
+            join public.turns r on r.id = g.id::uuid and r.xmin::text = g.version
+           order by r.id
+             for no key update of r skip locked) u
+   where t.id = u.id
+  returning 1)
+select pg_catalog.count(*)::bigint as replaced from changed;
+
+-- name: queue_all_words
+-- repeat: keyed
+-- described: at first use
+-- Queues the words of some conversations for indexing, in the order of their ids; by conversations_pkey.
+with page as materialized (
+  select c.id, c.next_seq from public.conversations c where c.id > $1::text::uuid order by c.id limit $2::integer),
+queued as (
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  select s.id, 0, s.next_seq - 1 from page s)
+select (select s.id from page s order by s.id desc limit 1)::text as last_id;

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from exai.app import App, open_app
-from exai.cli.browse import check_owner
 from exai.cli.command import FAILED, OK, owner_of, read_settings, run
 from exai.cli.terminal_text import shown
 from exai.errors import InvalidArgument
@@ -110,7 +109,6 @@ async def _import(
     settings: Settings, owner: Owner, paths: Sequence[Path], kind: SourceKind | None, bar: ImportBar
 ) -> ImportReport:
     async with open_app(settings) as app, recorded_run(app.history.insert, "import") as figures:
-        await check_owner(app, settings, owner)
         report = await import_sources(target_of(app), owner, paths, kind, bar.draw)
         figures |= {"messages": report.stored, "damaged": report.damaged}
     return report
@@ -124,7 +122,6 @@ async def _mirror(settings: Settings, owner: Owner, paths: Sequence[Path], kind:
             print("\n".join(shown(line, sys.stdout) for line in report.lines()), flush=True)
 
     async with open_app(settings) as app:
-        await check_owner(app, settings, owner)
         await Mirror(target_of(app), owner, paths, kind).run(on_pass)
 
 

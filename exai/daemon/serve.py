@@ -29,6 +29,7 @@ from exai.db.driver.address import parse_address
 from exai.db.requests import RequestRepository
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
+from exai.importers.pipeline import ImportTarget
 from exai.logs import log_at
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
@@ -54,6 +55,7 @@ from exai.tools.unfinished import UnfinishedOutput
 from exai.web.live import PageSources, live_routes
 from exai.web.monitoring import ReadMetrics, metrics_reader, monitoring_routes
 from exai.web.page import AuthFacts, page_routes
+from exai.web.uploading import upload_routes
 
 log = structlog.get_logger(__name__)
 
@@ -202,7 +204,9 @@ def _routes(app: App, server: McpServer, link: Parent | None, problems: Callable
     )
     page = page_routes(__version__, is_guarded=own.is_guarded, auth=_auth_of(own.jwt))
     sources = PageSources(app.health, app.live.gather, problems, app.history.read, app.history.events)
-    return [*page, *live_routes(server, sources), *monitoring]
+    target = ImportTarget(app.conversations, app.files, app.transfer, app.settings.limits)
+    uploads = upload_routes(server, target, app.settings.files.import_max_bytes)
+    return [*page, *live_routes(server, sources), *uploads, *monitoring]
 
 
 def _auth_of(jwt: JwtSettings) -> AuthFacts | None:

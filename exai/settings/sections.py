@@ -371,6 +371,7 @@ class FileSettings(Section):
     roots: tuple[Directory, ...] = ()
     max_bytes: int = Field(default=32 * 1_048_576, ge=1024, le=1_073_741_824)
     call_max_bytes: int = Field(default=128 * 1_048_576, ge=1024)
+    import_max_bytes: int = Field(default=8 * 1_073_741_824, ge=1024)
     orphan_grace_s: float = Field(default=3_600.0, ge=60)
     provider_extract: bool = True
 

@@ -9,8 +9,8 @@ import { callTool } from "./mcp.js";
 import { models } from "./models.js";
 import { addressOf, replaceSearch, route } from "./route.js";
 import { complain, isStoreEmpty, useStore } from "./state.js";
-import { exportAll, importFiles } from "./transfer.js";
-import { Failure, Menu, Time, useLoaded } from "./ui.js";
+import { exportAll, importFiles, importing } from "./transfer.js";
+import { Dialog, Failure, Menu, Time, useLoaded } from "./ui.js";
 
 const PAGE = 40;
 const MAX_PAGE = 200;
@@ -45,6 +45,7 @@ export function List({ open }) {
       </div>
       ${isFiltering && html`<${Filters} query=${query} onChange=${change} />`}
       <a class="button new" href="#/">New conversation</a>
+      <${Importing} />
     </div>
     ${query.q.trim() ? html`<${Hits} query=${query} open=${open} />` : html`<${Conversations} query=${query} open=${open} />`}
   </aside>`;
@@ -60,9 +61,25 @@ function listActions(query, change) {
 
 function chooseFiles() {
   const field = document.createElement("input");
-  Object.assign(field, { type: "file", multiple: true, accept: ".jsonl,.md,.markdown,.txt" });
-  field.addEventListener("change", () => importFiles(field.files).catch(complain));
+  Object.assign(field, { type: "file", multiple: true });
+  field.addEventListener("change", () =>
+    importFiles(field.files).catch((error) => {
+      importing.set(null);
+      complain(error);
+    }),
+  );
   field.click();
+}
+
+/** How an import goes, and then what it left out. */
+function Importing() {
+  const state = useStore(importing);
+  if (!state) return null;
+  if (!state.lines) return html`<p class="importing" role="status">${state.text} <progress max="1" value=${state.share} /></p>`;
+  return html`<${Dialog} title="Imported" onClose=${() => importing.set(null)}>
+    <p>${state.text}</p>
+    <ul>${state.lines.map((line) => html`<li>${line}</li>`)}</ul>
+  <//>`;
 }
 
 /** The field searches while one types; / puts the cursor into it. */

@@ -1,7 +1,7 @@
 // Export and import. An export is read in parts, so that its size is limited by the browser only.
 
 import { callTool } from "./mcp.js";
-import { notify } from "./state.js";
+import { createStore, notify, session } from "./state.js";
 import { plural } from "./format.js";
 
 const PART_CHARS = 400_000;
@@ -44,32 +44,56 @@ function save(parts, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 0);
 }
 
-/** Store the conversations of the chosen files; a repeated import stores only what is missing. */
+/** How an import of files goes: `{ text, share, lines }`, null without one. */
+export const importing = createStore(null);
+
+/** Import the chosen files, also of other programs; a repeated import stores only what is new. */
 export async function importFiles(files) {
-  let conversations = 0;
-  let stored = 0;
+  const reports = [];
   for (const file of files) {
-    const text = await file.text();
-    const isLines = text.trimStart().startsWith("{");
-    for (const part of isLines ? conversationsIn(text) : [text]) {
-      const imported = await callTool("conversation_import", { text: part, format: isLines ? "jsonl" : "markdown" });
-      conversations += 1;
-      stored += imported.stored;
-    }
+    const report = await upload(file, (text, share) => importing.set({ text: `${file.name}: ${text}`, share }));
+    reports.push(report);
   }
-  notify(`${plural(conversations, "conversation")} imported, ${plural(stored, "message")} new.`);
+  const sum = (name) => reports.reduce((total, report) => total + report[name], 0);
+  const lines = reports.flatMap((report) => [
+    ...report.problems,
+    ...(report.damaged > report.problems.length ? [`and ${report.damaged - report.problems.length} more`] : []),
+    ...Object.entries(report.left_out).map(([reason, number]) => `left out: ${number} ${reason}`),
+    ...report.notes,
+  ]);
+  const text = `${plural(sum("conversations"), "conversation")} imported, ${plural(sum("stored"), "message")} new.`;
+  importing.set(lines.length ? { text, lines } : null);
+  notify(text);
 }
 
-/** Divide JSON Lines at the headers of conversations. */
-function conversationsIn(text) {
-  const found = [];
-  for (const line of text.split("\n")) {
-    if (isHeader(line)) found.push([]);
-    if (found.length) found.at(-1).push(line);
-  }
-  return found.length ? found.map((lines) => lines.join("\n")) : [text];
+/** Send a file, and follow the events of its import until the last one, which has the report. */
+function upload(file, onProgress) {
+  return new Promise((resolve, reject) => {
+    const call = new XMLHttpRequest();
+    const fail = () => {
+      importing.set(null);
+      reject(new Error(call.status >= 400 ? call.responseText : "The connection ended; import the file again to go on."));
+    };
+    call.open("POST", `/import?name=${encodeURIComponent(file.name)}`);
+    call.setRequestHeader("content-type", "application/octet-stream");
+    if (session.get().token) call.setRequestHeader("authorization", `Bearer ${session.get().token}`);
+    call.upload.onprogress = ({ loaded, total }) => onProgress("sending", loaded / total);
+    call.onprogress = () => {
+      const event = lastEvent(call.responseText);
+      if (event?.share !== undefined) onProgress(`${plural(event.messages, "message")} read`, event.share);
+    };
+    call.onerror = fail;
+    call.onload = () => {
+      const event = call.status === 200 ? lastEvent(call.responseText) : null;
+      if (event?.report) resolve(event.report);
+      else if (event?.error) reject(new Error(event.error));
+      else fail();
+    };
+    call.send(file);
+  });
 }
 
-function isHeader(line) {
-  return line.startsWith('{"format":"exai-conversation"');
+function lastEvent(text) {
+  const data = text.split("\n\n").slice(0, -1).at(-1)?.split("\ndata: ")[1];
+  return data ? JSON.parse(data) : null;
 }

@@ -1,0 +1,168 @@
+"""POST /import: import an uploaded file of another program, and report the progress as a stream of events.
+
+Invariant: an upload is a file on disk, never in memory, and is removed when its request ends. A request that ends early
+cancels its import, which the same upload continues later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from exai.errors import ExaiError, Overloaded
+from exai.fairness import request_owner
+from exai.files.names import shown_name
+from exai.importers.pipeline import ImportTarget, import_sources
+from exai.importers.recognition import SOURCE_KINDS, SourceKind
+from exai.importers.report import ImportReport
+from exai.mcp.admission import Rejection, header_map, query_map, too_many
+from exai.mcp.identity import Admitted
+from exai.mcp.server import McpServer
+from exai.mcp.transport.extensions import abort_of
+from exai.mcp.transport.http.streamable import Gone, HttpReply
+from exai.models import Owner
+
+PLACE: Final = "/import"
+UPLOADS: Final = 2
+"""Maximum number of imports at the same time in one process."""
+
+CHUNK_S: Final = 60.0
+"""Time within which the next bytes of an upload must arrive."""
+
+PROGRESS_S: Final = 0.5
+TYPE: Final = "application/octet-stream"
+
+
+def upload_routes(server: McpServer, target: ImportTarget, most_bytes: int) -> list[Route]:
+    """Return the route: `?name=` is the name of the file, `?kind=` its kind if it is not recognised."""
+    return [Route(PLACE, _Uploads(server, target, most_bytes), methods=["POST"])]
+
+
+class _Uploads:
+    """The ASGI application of POST /import."""
+
+    def __init__(self, server: McpServer, target: ImportTarget, most_bytes: int) -> None:
+        self._server, self._target, self._most_bytes = server, target, most_bytes
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one upload."""
+        reply = HttpReply(send, abort_of(scope), self._server.settings.send_timeout_s)
+        admitted = await self._server.edge.admit(scope)
+        if isinstance(admitted, Rejection):
+            await reply.text(admitted)
+            return
+        quota = self._server.quotas.of(admitted.owner)
+        try:
+            quota.take(0)
+            with quota.hold_connection(), self._place():
+                await self._serve(scope, receive, reply, admitted)
+        except Overloaded as error:
+            await reply.text(too_many(error))
+        except Gone:
+            pass
+
+    @contextlib.contextmanager
+    def _place(self) -> Any:
+        if self._running >= UPLOADS:
+            raise Overloaded("imports at the same time", UPLOADS)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, reply: HttpReply, admitted: Admitted) -> None:
+        headers, query = header_map(scope["headers"]), query_map(scope["query_string"])
+        if headers.get("content-type") != TYPE:
+            await reply.text(Rejection(415, f"send the file as {TYPE}"))
+            return
+        kind = next((each for each in SOURCE_KINDS if each == query.get("kind")), None)
+        with tempfile.TemporaryDirectory(prefix="exai-import-") as directory:
+            path = Path(directory, _name_of(query))
+            refusal = await self._take(receive, path)
+            if refusal is not None:
+                await reply.text(refusal)
+                return
+            request_owner.set(admitted.owner)
+            await reply.begin_stream()
+            await self._import(path, kind, admitted.owner, receive, reply)
+            await reply.end_stream()
+
+    async def _take(self, receive: Receive, path: Path) -> Rejection | None:
+        """Write an upload to disk. Returns the reason why it is refused."""
+        size_bytes = 0
+        with await asyncio.to_thread(path.open, "wb") as file:
+            while True:
+                try:
+                    async with asyncio.timeout(CHUNK_S):
+                        message = await receive()
+                except TimeoutError:
+                    return Rejection(408, f"no bytes of the upload arrived for {CHUNK_S:g} s")
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                body = message.get("body", b"")
+                size_bytes += len(body)
+                if size_bytes > self._most_bytes:
+                    limit = f"EXAI_FILES__IMPORT_MAX_BYTES is {self._most_bytes:,}"
+                    return Rejection(413, f"the file is too large: {limit}; import it with exai import")
+                await asyncio.to_thread(file.write, body)
+                if not message.get("more_body", False):
+                    return None
+
+    async def _import(
+        self, path: Path, kind: SourceKind | None, owner: Owner, receive: Receive, reply: HttpReply
+    ) -> None:
+        latest = ImportReport()
+
+        def keep(report: ImportReport) -> None:
+            nonlocal latest
+            latest = report
+
+        work = asyncio.create_task(import_sources(self._target, owner, [path], kind, keep), name="import of an upload")
+        gone = asyncio.create_task(_wait_until_gone(receive), name="upload disconnect")
+        try:
+            while not work.done() and not gone.done() and not self._server.is_draining:
+                await asyncio.wait({work, gone}, timeout=PROGRESS_S, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    await reply.event(orjson.dumps(_progress(latest)))
+            if work.done():
+                await reply.event(orjson.dumps(_result(work)))
+        finally:
+            gone.cancel()
+            work.cancel()
+            await asyncio.wait({work, gone})
+
+
+def _name_of(query: Mapping[str, str]) -> str:
+    """Return the name of an upload, without any directory."""
+    name = shown_name(query.get("name", "").replace("\\", "/").rpartition("/")[2])
+    return "file" if name in (".", "..") else name
+
+
+def _progress(report: ImportReport) -> dict[str, Any]:
+    share = report.read_bytes / report.total_bytes if report.total_bytes else 0.0
+    return {"share": min(1.0, share), "messages": report.messages, "stored": report.stored}
+
+
+def _result(work: asyncio.Task[ImportReport]) -> dict[str, Any]:
+    """Return the report of an import, or why it failed."""
+    error = work.exception()
+    if error is None:
+        return {"report": work.result().as_json()}
+    if isinstance(error, ExaiError):
+        return {"error": str(error)}
+    raise error
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

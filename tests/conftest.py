@@ -20,7 +20,7 @@ import structlog
 
 from exai.embedded.launcher import Servers
 from exai.errors import StartupError
-from tests.support.backend import Backend, Databases, FaultServer, NoBackend, choose, flush
+from tests.support.backend import Backend, Databases, FaultServer, NoBackend, Preparation, choose, flush
 from tests.support.poolers import Poolers, chosen_pooler
 
 BACKEND = pytest.StashKey[Backend]()
@@ -121,9 +121,15 @@ def backend(pytestconfig: pytest.Config) -> Backend:
 
 
 @pytest.fixture
-def postgres_url(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
+def filling() -> Preparation | None:
+    """What `postgres_url` has beside the newest revision; a module overrides it to fill one for all its tests."""
+    return None
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest, backend: Backend, filling: Preparation | None) -> Iterator[str]:
     """A database of this test alone, at the newest revision; through the session's pooler unless marked `direct`."""
-    for url in fresh(backend.databases, migrated=True):
+    for url in fresh(backend.databases, migrated=True, prepare=filling):
         if request.node.get_closest_marker("direct"):
             yield url
             continue
@@ -173,7 +179,7 @@ def valkey_server(pytestconfig: pytest.Config, fault_servers: tuple[Servers, Dat
     pytestconfig.stash[BACKEND].run(server.start())
 
 
-def fresh(databases: Databases, *, migrated: bool) -> Iterator[str]:
-    url = databases.create(migrated=migrated)
+def fresh(databases: Databases, *, migrated: bool, prepare: Preparation | None = None) -> Iterator[str]:
+    url = databases.create(migrated=migrated, prepare=prepare)
     yield url
     databases.drop(url)

@@ -30,6 +30,8 @@ from exai.embedded.valkey import ValkeyServer
 
 Kind = Literal["url", "docker", "embedded"]
 T = TypeVar("T")
+Preparation = Callable[[str], Awaitable[None]]
+"""Changes the database at an address, and closes its connections."""
 
 DOCKER_PROBE_S = 2.0
 DOCKER_HOST = "unix:///var/run/docker.sock"
@@ -102,23 +104,18 @@ def migrate_by(checkout: Path, url: str) -> None:
 
 
 class Databases:
-    """Fresh databases on one server: empty ones, and copies of one that was migrated once."""
+    """Fresh databases on one server: empty ones, and copies of those that were migrated or prepared once."""
 
     def __init__(self, url: str, run: Callable[[Awaitable[T]], T]) -> None:
         self._url, self._run = url, run
         self._stem = f"exai_test_{secrets.token_hex(4)}"
         self._made = 0
-        self._template: str | None = None
+        self._templates: dict[tuple[bool, Preparation | None], str] = {}
         self._major = 0
 
-    def create(self, *, migrated: bool) -> str:
-        """The address of a new database."""
-        self._made += 1
-        name = f"{self._stem}_{self._made}"
-        template = self._migrated_template() if migrated else "template0"
-        settings, strategy = self._copying()
-        self._execute(*settings, f'create database "{name}" template "{template}"{strategy}')
-        return self._address(name)
+    def create(self, *, migrated: bool, prepare: Preparation | None = None) -> str:
+        """The address of a new database, like an empty or a migrated one that `prepare` has changed once."""
+        return self._copy(self._template(prepare, migrated=migrated))
 
     def drop(self, url: str) -> None:
         """Also while connections to it are open."""
@@ -126,18 +123,30 @@ class Databases:
 
     def close(self) -> None:
         """Leave nothing of ours on a server that goes on."""
-        if self._template is not None:
-            self._execute(f'drop database if exists "{self._template}" with (force)')
+        for template in self._templates.values():
+            self._execute(f'drop database if exists "{template}" with (force)')
 
-    def _migrated_template(self) -> str:
-        if self._template is None:
-            self._execute(f'create database "{self._stem}" template template0')
-            if other := os.environ.get("EXAI_TEST_MIGRATED_BY"):
-                migrate_by(Path(other), self._address(self._stem))
+    def _copy(self, template: str) -> str:
+        self._made += 1
+        name = f"{self._stem}_{self._made}"
+        settings, strategy = self._copying()
+        self._execute(*settings, f'create database "{name}" template "{template}"{strategy}')
+        return self._address(name)
+
+    def _template(self, prepare: Preparation | None, *, migrated: bool) -> str:
+        if prepare is None and not migrated:
+            return "template0"
+        key = migrated, prepare
+        if key not in self._templates:
+            url = self._copy(self._template(None, migrated=migrated) if prepare else "template0")
+            if prepare is not None:
+                self._run(prepare(url))
+            elif other := os.environ.get("EXAI_TEST_MIGRATED_BY"):
+                migrate_by(Path(other), url)
             else:
-                self._run(upgrade(self._address(self._stem)))
-            self._template = self._stem
-        return self._template
+                self._run(upgrade(url))
+            self._templates[key] = urlsplit(url).path[1:]
+        return self._templates[key]
 
     def _address(self, name: str) -> str:
         return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))

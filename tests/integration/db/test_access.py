@@ -6,7 +6,7 @@ The matrix is made from the catalogs, so that a new table or function is in it w
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -18,6 +18,8 @@ from exai.db.history import HistoryRepository
 from exai.db.lifecycle import CurationRepository
 from exai.db.migrations.migrate import upgrade
 from exai.models import ContinuationId, ConversationId, ConversationKey, Owner
+from tests.conftest import fresh
+from tests.support.backend import Backend
 from tests.support.database import appending, new_id, once, opened
 from tests.support.everything import use
 from tests.support.migrations import run, session, value
@@ -67,15 +69,24 @@ WRITABLE: Final = {"insert": ["id", "tool", "arguments", "deadline_at"], "update
 PARTITION: Final = re.compile(r"monitoring\.metrics_raw_\w+")
 
 
-@pytest.fixture
-async def supabase_url(empty_postgres_url: str) -> AsyncIterator[str]:
-    """A database as Supabase makes it, with EXAI in it."""
-    async with session(empty_postgres_url) as connection:
-        if not await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
-            pytest.skip("only a superuser can act as other roles")
+async def prepare(url: str) -> None:
+    async with session(url) as connection:
         await make_supabase(connection)
-    await upgrade(empty_postgres_url)
-    yield empty_postgres_url
+    await upgrade(url)
+
+
+@pytest.fixture(scope="module")
+def by_superuser(backend: Backend) -> None:
+    """Skip where tests have less rights."""
+    for url in fresh(backend.databases, migrated=False):
+        if not backend.run(value(url, "select rolsuper from pg_roles where rolname = current_user")):
+            pytest.skip("only a superuser can act as other roles")
+
+
+@pytest.fixture
+def supabase_url(backend: Backend, by_superuser: None) -> Iterator[str]:
+    """A database as Supabase makes it, with EXAI in it."""
+    yield from fresh(backend.databases, migrated=False, prepare=prepare)
 
 
 @pytest.fixture

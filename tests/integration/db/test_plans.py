@@ -17,8 +17,11 @@ from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.driver.statements import load_statements
 from exai.db.filters import ALL, ListFilter, part_of
 from exai.db.search import SearchQuery, SearchRepository
+from exai.encryption.codec import PLAIN
 from exai.models import LOCAL_OWNER, PAGE_BYTES
+from tests.support.backend import Preparation
 from tests.support.database import new_id
+from tests.support.migrations import run, session
 
 MESSAGES = 5_000
 
@@ -51,23 +54,49 @@ ROWS_READ = "select sum(coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint from 
 SEARCH = ("local", "needle", *(None,) * 13, 500, 21)
 
 
+async def fill(url: str) -> None:
+    await run(url, FILL, "analyze")
+
+
+async def fill_skewed(url: str) -> None:
+    await run(url, SKEWED, "analyze")
+
+
+async def fill_needles(url: str) -> None:
+    async with session(url) as connection:
+        await connection.execute(FILL)
+        await connection.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
+        await index(connection)
+
+
+FILLINGS = {"skewed": fill_skewed, "needles": fill_needles, "sql": fill}
+"""By the fixture; the last one is a part of the others."""
+
+
+@pytest.fixture
+def filling(request: pytest.FixtureRequest) -> Preparation | None:
+    """By the connection that the test uses."""
+    return next((FILLINGS[name] for name in FILLINGS if name in request.fixturenames), None)
+
+
 @pytest.fixture
 async def sql(database: Database) -> AsyncIterator[OneTrip]:
-    connection = await connect(database.address, timeout_s=5)
-    await connection.execute(FILL)
-    await connection.execute("analyze")
+    """One long conversation among many that have 20 messages."""
+    connection = await connect(database.address, timeout_s=30)
     yield connection
     await connection.close()
 
 
 @pytest.fixture
-async def skewed(database: Database) -> AsyncIterator[OneTrip]:
+async def skewed(sql: OneTrip) -> OneTrip:
     """One long conversation among many that have one message."""
-    connection = await connect(database.address, timeout_s=5)
-    await connection.execute(SKEWED)
-    await connection.execute("analyze")
-    yield connection
-    await connection.close()
+    return sql
+
+
+@pytest.fixture
+async def needles(sql: OneTrip) -> OneTrip:
+    """As `sql`, with a word in each tenth message and all of them indexed."""
+    return sql
 
 
 async def touched(sql: OneTrip, name: str, *args: object) -> dict[str, tuple[int, int]]:
@@ -171,7 +200,7 @@ async def test_a_search_for_similar_questions_reads_the_owners_rows_with_the_sam
 async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
     """Numbers come from the conversation's row."""
     args = ("local", "long", new_id(), new_id(), new_id(), "h", "append", None, ["user"], ["x"], ["message"], [None])
-    counts = await touched(sql, "append", *args, [], None, False)
+    counts = await touched(sql, "append", *args, [], None, False, [None], [None], None)
     assert all(scans == 0 for scans, _ in counts.values()), counts
     assert counts.get("messages", (0, 0))[1] <= 1
 
@@ -209,17 +238,17 @@ async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
 async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     """The index has the order of the list; no messages are read."""
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
-    args = (*args, *ALL.arguments(), LIST_BYTES)
+    args = (*args, *ALL.arguments(PLAIN), LIST_BYTES)
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
 
 
 ASKED = """
-insert into conversations (continuation_id, next_seq) select 'c' || i, 1 from generate_series(1, 100000) i;
+insert into conversations (continuation_id, next_seq) select 'c' || i, 1 from generate_series(1, 24000) i;
 insert into turns (conversation_id, owner, request_key, request_hash, tool, model, state, claimed_by, lease_until,
                    revision)
 select c.id, 'local', c.continuation_id || '/' || n, 'h',
        case when n = 2 and c.continuation_id like 'c1234%' then 'secaudit' else 'chat' end,
-       case when n = 2 and c.continuation_id like 'c4321%' then 'rare' else 'usual' end, 'finished', c.id, now(), 1
+       case when n = 2 and c.continuation_id like 'c2321%' then 'rare' else 'usual' end, 'finished', c.id, now(), 1
   from conversations c cross join generate_series(1, 2) n;
 """
 
@@ -238,7 +267,7 @@ NARROWED = (
 
 
 async def test_a_list_of_one_tool_or_model_reads_its_turns_only(database: Database) -> None:
-    """Of 100,000 conversations: a rare one is found by its index, a common one among the newest conversations."""
+    """Of 24,000 conversations: a rare one is found by its index, a common one among the newest conversations."""
     connection = await connect(database.address, timeout_s=60)
     try:
         await connection.execute(ASKED)
@@ -246,7 +275,7 @@ async def test_a_list_of_one_tool_or_model_reads_its_turns_only(database: Databa
         place = ("local", 21, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
         name = "list_conversations_by_turns"
         for tool, model, found, read in NARROWED:
-            args = (*place, *ListFilter(tool=tool, model=model).arguments(), LIST_BYTES)
+            args = (*place, *ListFilter(tool=tool, model=model).arguments(PLAIN), LIST_BYTES)
             assert len(await connection.fetch(load_statements()[name].text, *args)) == found
             counts = await touched(connection, name, *args)
             assert all(scans == 0 for scans, _ in counts.values()), (tool, model, counts)
@@ -281,22 +310,18 @@ async def test_changes_read_what_has_changed(sql: OneTrip) -> None:
     assert counts["conversations"][1] <= 4
 
 
-async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
+async def test_a_search_reads_what_it_ranks_and_shows(needles: OneTrip) -> None:
     """For words in any number of messages the newest are ranked by their index rows, and one page is read."""
-    await sql.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
-    await index(sql)
     for _ in range(8):
-        counts = await touched(sql, "search_messages", *SEARCH)
+        counts = await touched(needles, "search_messages", *SEARCH)
         assert all(scans == 0 for table, (scans, _) in counts.items() if table != "unindexed_messages"), counts
         assert counts["messages"][1] <= 21, counts
         assert counts["message_words"][1] <= 5_000 + 500, counts
         assert counts["conversations"][1] <= 2 * 500 + 21, counts
 
 
-async def test_a_search_states_the_rows_that_it_has_read(sql: OneTrip, database: Database) -> None:
+async def test_a_search_states_the_rows_that_it_has_read(needles: OneTrip, database: Database) -> None:
     """The metric `search_scan_rows` is the server's own count, also of rows that no hit is made of."""
-    await sql.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
-    await index(sql)
     searches = (
         SearchQuery(LOCAL_OWNER, "needle"),
         SearchQuery(LOCAL_OWNER, "needle", tool="a tool that none was"),
@@ -304,10 +329,10 @@ async def test_a_search_states_the_rows_that_it_has_read(sql: OneTrip, database:
     )
     for query in searches:
         args = (query.owner, query.text, *(None,) * 4, query.tool, *(None,) * 8, 500, 21)
-        async with sql.transaction():
-            before = await sql.fetchval(ROWS_READ)
-            rows = await sql.fetch(load_statements()["search_messages"].text, *args)
-            counted = await sql.fetchval(ROWS_READ) - before
+        async with needles.transaction():
+            before = await needles.fetchval(ROWS_READ)
+            rows = await needles.fetch(load_statements()["search_messages"].text, *args)
+            counted = await needles.fetchval(ROWS_READ) - before
         assert rows[-1]["rows_read"] == counted, query
         assert (await SearchRepository(database).search(query, limit=20)).rows_read == pytest.approx(counted, rel=0.01)
 
@@ -333,7 +358,7 @@ async def test_a_search_by_tags_and_metadata_looks_at_the_owners_matches_only(sq
 
 async def index(sql: OneTrip) -> None:
     """Let nothing wait, and the planner know of it."""
-    while (await sql.fetch(load_statements()["index_messages"].text, 10_000))[0]["left_over"]:
+    while (await sql.fetch(load_statements()["index_messages"].text, 10_000, [], [], [], False))[0]["left_over"]:
         pass
     await sql.execute("analyze")
 
@@ -368,9 +393,10 @@ async def test_a_batch_that_is_imported_again_reads_the_messages_it_repeats(skew
     number = 10
     contents = ["needle" if seq % 1000 == 0 else "hay" for seq in range(3995, 3995 + number)]
     per_message = (["user"] * number, contents, ["message"] * number, *[[None] * number] * 3)
+    keys = [None] * number
     for _ in range(8):
         identity = ("local", "long", new_id(), new_id(), new_id(), "h", "{}")
-        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message, None)
+        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message, None, keys)
         assert counts["messages"] == (0, number), counts
 
 

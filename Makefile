@@ -101,7 +101,7 @@ test-backup: .venv/dev.done ## back up and restore a million messages with bound
 
 .PHONY: test-import
 test-import: .venv/dev.done ## import sources of 500 MB with bounded memory (EXAI_TEST_IMPORT_MB=500, minutes; Linux)
-	@$(PY) -m pytest -n 0 -q -s -m heavy tests/integration/importers $(ARGS)
+	@$(PY) -m pytest -n 0 -q -s -m heavy tests/unit/importers tests/integration/importers $(ARGS)
 
 test-supabase: .venv/dev.done .venv/supabase/done .venv/supabase/realtime ## run a phone, Supabase's advisor and Realtime's SQL on the real PostgREST and supabase-js (npm; git, wal2json)
 	@$(PY) -m pytest -n 0 -q -m heavy tests/supabase $(ARGS)

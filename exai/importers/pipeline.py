@@ -29,6 +29,10 @@ from exai.settings.load import LimitSettings
 BATCH_ITEMS: Final = 200
 BATCH_BYTES: Final = 4 * 1_048_576
 BATCH_S: Final = 0.5
+OTHER_ENDINGS: Final = (".json", ".md", ".markdown")
+"""Endings of files that exports and directories of sessions have beside their conversations."""
+
+OTHER_FILES: Final = "files without conversations"
 UNKNOWN: Final = "is not recognised as an export; name its kind if it is one"
 
 OnProgress = Callable[[ImportReport], None]
@@ -61,8 +65,13 @@ async def import_sources(
     importing.report.total_bytes = await asyncio.to_thread(_size_bytes, paths)
     for path in paths:
         with open_bundle(path) as bundle:
-            for found in await asyncio.to_thread(recognised_files, bundle, kind):
-                await importing.file(bundle, found)
+            files = await asyncio.to_thread(recognised_files, bundle, kind)
+            has_sources = any(isinstance(each, RecognisedFile) for each in files)
+            for found in files:
+                if isinstance(found, str) and has_sources and found.lower().endswith(OTHER_ENDINGS):
+                    importing.report.count(PassedOver(OTHER_FILES))
+                else:
+                    await importing.file(bundle, found)
     return importing.report
 
 
@@ -98,7 +107,9 @@ class SourceImport:
             self._on_progress(self.report)
 
     async def _records(self, items: Iterator[SourceItem], kind: str, document: SourceDocument, before: int) -> None:
-        while batch := await asyncio.to_thread(_batch, items):
+        error: BaseException | None = None
+        while error is None:
+            batch, error = await asyncio.to_thread(_batch, items)
             for item in batch:
                 self.report.count(item)
                 if isinstance(item, DamagedRecord | PassedOver):
@@ -110,6 +121,8 @@ class SourceImport:
                     self.report.conversations += item.fork is None
             self.report.read_bytes = before + document.meter.read_bytes
             self._on_progress(self.report)
+        if isinstance(error, UNREADABLE):
+            raise error
 
     async def _exports(self, document: SourceDocument, before: int) -> None:
         for exported in own.read_exports(document):
@@ -139,17 +152,19 @@ class SourceImport:
             self.report.messages += isinstance(item, MessageText)
 
 
-def _batch(items: Iterator[SourceItem]) -> list[SourceItem]:
-    """Return the next records, none at the end; blocks."""
+def _batch(items: Iterator[SourceItem]) -> tuple[list[SourceItem], BaseException | None]:
+    """Return the next records, and at the end `StopIteration` or what prevents reading on; blocks."""
     batch: list[SourceItem] = []
     size_bytes, until = 0, time.monotonic() + BATCH_S
-    for item in items:
+    while len(batch) < BATCH_ITEMS and size_bytes < BATCH_BYTES and time.monotonic() < until:
+        try:
+            item = next(items)
+        except (StopIteration, *UNREADABLE) as error:
+            return batch, error
         batch.append(item)
         if isinstance(item, SourceMessage):
             size_bytes += len(item.text) + len(item.record)
-        if len(batch) >= BATCH_ITEMS or size_bytes >= BATCH_BYTES or time.monotonic() > until:
-            break
-    return batch
+    return batch, None
 
 
 def _size_bytes(paths: Sequence[Path]) -> int:

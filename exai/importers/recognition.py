@@ -5,11 +5,13 @@ Invariant: at most the beginning of a file is read, and nothing is assumed from 
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, BinaryIO, Final, Literal, get_args
 
 from exai.importers.reading.bundles import UNREADABLE, Bundle, ReadMeter
 from exai.importers.reading.documents import SourceDocument, mapping_of, value_of
@@ -35,7 +37,9 @@ EXAI_FORMAT: Final = "exai-conversation"
 EXAI_MARKDOWN: Final = b"<!-- exai conversation "
 MAX_LINES: Final = 50
 MAX_STEPS: Final = 2_000
-MAX_LINE_BYTES: Final = 4 * 1_048_576
+MAX_HEAD_BYTES: Final = 4 * 1_048_576
+HEAD_CHUNK_BYTES: Final = 262_144
+MAX_MARK_BYTES: Final = 200
 ENDINGS: Final = (".json", ".jsonl", ".ndjson", ".db", ".sqlite", ".sqlite3", ".md", ".markdown")
 PACKED_ENDINGS: Final = (".gz", ".xz", ".zst")
 NOT_SESSIONS: Final = ("tool-results/", "__MACOSX/")
@@ -44,8 +48,15 @@ NOT_SESSIONS: Final = ("tool-results/", "__MACOSX/")
 CODEX_TYPES: Final = frozenset(("session_meta", "response_item", "event_msg", "turn_context", "compacted"))
 CLAUDE_TYPES: Final = frozenset(("user", "assistant", "system", "progress", "summary", "file-history-snapshot"))
 
-OBJECT: Final = Shape("object")
-CHAT_OBJECT: Final = Shape("object", members={"chat": OBJECT})
+# Containers with messages are descended into, so that their names are seen although they may be of any size.
+CONTAINERS: Final = {
+    "mapping": Shape("object"),
+    "history": Shape("object"),
+    "chat_messages": Shape("list", "["),
+    "messages": Shape("list", "["),
+}
+OBJECT: Final = Shape("object", members=CONTAINERS)
+CHAT_OBJECT: Final = Shape("object", members={**CONTAINERS, "chat": OBJECT})
 OBJECTS: Final = Shape("list", "[", items=CHAT_OBJECT)
 
 
@@ -89,15 +100,24 @@ def kind_of_file(bundle: Bundle, name: str) -> SourceKind | None:
     """Return the program that wrote a file, None if it is not known."""
     try:
         with SourceDocument(bundle, name, ReadMeter()).open() as stream:
-            head = stream.read(64)
+            head = _head(stream)
         if head.startswith(SQLITE):
             path = bundle.path(name)
             return "openai-agents" if path is None or AGENT_TABLE in tables_of(path) else None
-        if head.lstrip().startswith(EXAI_MARKDOWN):
+        if head[:MAX_MARK_BYTES].lstrip().startswith(EXAI_MARKDOWN):
             return "exai"
-        return _kind_of_lines(bundle, name) or _kind_of_json(bundle, name)
+        return _kind_of_lines(head) or _kind_of_json(head)
     except (*UNREADABLE, ValueError):
         return None
+
+
+def _head(stream: BinaryIO) -> bytes:
+    """Return the beginning of a file, as far as it can be read."""
+    head = b""
+    with contextlib.suppress(*UNREADABLE):
+        while len(head) < MAX_HEAD_BYTES and (chunk := stream.read(HEAD_CHUNK_BYTES)):
+            head += chunk
+    return head
 
 
 def may_be_source(name: str) -> bool:
@@ -107,13 +127,12 @@ def may_be_source(name: str) -> bool:
     return ending in ENDINGS and not any(each in name for each in NOT_SESSIONS)
 
 
-def _kind_of_lines(bundle: Bundle, name: str) -> SourceKind | None:
+def _kind_of_lines(head: bytes) -> SourceKind | None:
     """Recognise JSON Lines by the first lines that say what they are."""
-    with SourceDocument(bundle, name, ReadMeter()).open() as stream:
-        for line in islice(read_json_lines(stream, MAX_LINE_BYTES), MAX_LINES):
-            kind = _kind_of_line(mapping_of(value_of(line.raw)))
-            if kind is not None:
-                return kind
+    for line in islice(read_json_lines(io.BytesIO(head)), MAX_LINES):
+        kind = _kind_of_line(mapping_of(value_of(line.raw)))
+        if kind is not None:
+            return kind
     return None
 
 
@@ -132,16 +151,15 @@ def _kind_of_line(facts: Mapping[str, Any]) -> SourceKind | None:
     return None
 
 
-def _kind_of_json(bundle: Bundle, name: str) -> SourceKind | None:
+def _kind_of_json(head: bytes) -> SourceKind | None:
     """Recognise a JSON text by the members of its first object, or of the first in its list."""
     members: set[str] = set()
-    with SourceDocument(bundle, name, ReadMeter()).open() as stream:
-        for step in islice(walk(stream, (OBJECTS, CHAT_OBJECT), MAX_LINE_BYTES), MAX_STEPS):
-            if isinstance(step, Begun | Part):
-                members.add(str(step.key))
-            kind = _kind_of_members(members)
-            if kind is not None:
-                return kind
+    for step in islice(walk(io.BytesIO(head), (OBJECTS, CHAT_OBJECT)), MAX_STEPS):
+        if isinstance(step, Begun | Part):
+            members.add(str(step.key))
+        kind = _kind_of_members(members)
+        if kind is not None:
+            return kind
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +31,8 @@ from exai.mcp.transport.http.streamable import Gone, HttpReply
 from exai.models import Owner
 
 PLACE: Final = "/import"
-UPLOADS: Final = 2
-"""Maximum number of imports at the same time in one process."""
+UPLOADS: Final = 4
+"""Maximum number of uploads at the same time in one process, each of another owner."""
 
 CHUNK_S: Final = 60.0
 """Time within which the next bytes of an upload must arrive."""
@@ -51,7 +51,7 @@ class _Uploads:
 
     def __init__(self, server: McpServer, target: ImportTarget, most_bytes: int) -> None:
         self._server, self._target, self._most_bytes = server, target, most_bytes
-        self._running = 0
+        self._running: set[Owner] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one upload."""
@@ -63,7 +63,7 @@ class _Uploads:
         quota = self._server.quotas.of(admitted.owner)
         try:
             quota.take(0)
-            with quota.hold_connection(), self._place():
+            with quota.hold_connection(), self._place(admitted.owner):
                 await self._serve(scope, receive, reply, admitted)
         except Overloaded as error:
             await reply.text(too_many(error))
@@ -71,14 +71,17 @@ class _Uploads:
             pass
 
     @contextlib.contextmanager
-    def _place(self) -> Any:
-        if self._running >= UPLOADS:
-            raise Overloaded("imports at the same time", UPLOADS)
-        self._running += 1
+    def _place(self, owner: Owner) -> Iterator[None]:
+        """Count one upload of an owner while the block runs. Raises `Overloaded`."""
+        if owner in self._running:
+            raise Overloaded("uploads of one owner at the same time", 1)
+        if len(self._running) >= UPLOADS:
+            raise Overloaded("uploads at the same time", UPLOADS)
+        self._running.add(owner)
         try:
             yield
         finally:
-            self._running -= 1
+            self._running.discard(owner)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: HttpReply, admitted: Admitted) -> None:
         headers, query = header_map(scope["headers"]), query_map(scope["query_string"])
@@ -86,6 +89,9 @@ class _Uploads:
             await reply.text(Rejection(415, f"send the file as {TYPE}"))
             return
         kind = next((each for each in SOURCE_KINDS if each == query.get("kind")), None)
+        if kind is None and query.get("kind"):
+            await reply.text(Rejection(400, f"kind is unknown; use one of {', '.join(SOURCE_KINDS)}"))
+            return
         with tempfile.TemporaryDirectory(prefix="exai-import-") as directory:
             path = Path(directory, _name_of(query))
             refusal = await self._take(receive, path)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.browser.conftest import ALICE, BOB, OpenPage, Site
 from tests.support.daemon import start_daemon
+from tests.support.sources import chain, chatgpt, write_json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -411,6 +412,24 @@ def test_conversations_are_exported_deleted_and_imported_again(site: Site, open_
     page.get_by_text(re.compile(r"conversations imported, 0 messages new")).wait_for()
     messages = site.call("conversation_get", BOB, continuation_id=name)["messages"]
     assert [each["content"] for each in messages] == ["Take me along.", "Gladly — with “quotes” and `code`."]
+
+
+def test_an_export_of_another_program_is_imported_with_a_report(
+    site: Site, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """What could not be imported is listed; the conversation is there."""
+    saved = write_json(tmp_path / "conversations.json", [chatgpt("from-chatgpt", chain(["Imported.", "Yes."])), 7])
+    page = open_page("/#/", token=BOB)
+    page.locator(".list .menu summary").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Import…").click()
+    chooser.value.set_files(saved)
+    report = page.get_by_role("dialog")
+    report.get_by_text("1 conversation imported, 2 messages new.").wait_for()
+    report.get_by_text("is not a conversation").wait_for()
+    page.keyboard.press("Escape")
+    messages = site.call("conversation_get", BOB, continuation_id="from-chatgpt")["messages"]
+    assert [each["content"] for each in messages] == ["Imported.", "Yes."]
 
 
 def test_tags_filters_and_forks(site: Site, open_page: OpenPage) -> None:

@@ -274,9 +274,9 @@ def test_librechat_exports_are_read_nested_and_flat(tmp_path: Path) -> None:
         assert whole_conversations(items) == expected
 
 
-def test_librechat_messages_may_be_nested_20_000_deep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [10_000, pytest.param(100_000, marks=pytest.mark.heavy)])
+def test_librechat_messages_may_be_nested_deeply(tmp_path: Path, depth: int) -> None:
     """Readers that call themselves for each level end with a stack overflow."""
-    depth = 20_000
     opening = "".join(f'{{"messageId":"m{place}","text":"t","children":[' for place in range(depth))
     text = '{"conversationId":"x","messages":[' + opening + "]}" * depth + "]}"
     (tmp_path / "x.json").write_text(text)

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as dial
 
 from exai.db.driver.statements import load_statements
+from exai.mcp.core.versions import MODERN
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.mcp_server import modern, tool_call
 from tests.support.migrations import run
@@ -40,6 +41,7 @@ BY_ITSELF = {
 }
 """Statements that a daemon sends whether or not a page is open."""
 
+BOTH = "application/json, text/event-stream"
 HISTORY = {"metric": "tool_call", "since": "1800000000", "until": "1800003600", "step": "60", "by": "outcome"}
 VIEWS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "list": [("conversation_list", {"limit": 40})],
@@ -49,6 +51,7 @@ VIEWS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("conversation_get", {"continuation_id": "c5"}),
         ("usage", {"by": "turn", "continuation_id": "c5"}),
     ],
+    "overview": [("usage", {"by": "day", "since": "2026-11-30T23:00:00Z", "time_zone": "Europe/Berlin"})],
     "search": [("conversation_search", {"query": "77701*", "limit": 40})],
     "settings": [],
     "connect": [("listmodels", {})],
@@ -95,6 +98,20 @@ async def ask(socket: ClientConnection, tool: str, arguments: dict[str, Any]) ->
     assert not result["isError"], result
 
 
+async def costs(rig: Rig, socket: ClientConnection) -> list[Counter[str]]:
+    """The statements of a read and of an append by another client."""
+    found = []
+    message = {"role": "user", "content": "beside a page"}
+    for tool, arguments in (
+        ("conversation_get", {"continuation_id": "c7"}),
+        ("conversation_append", {"continuation_id": "c7", "messages": [message]}),
+    ):
+        rig.proxy.reset()
+        await ask(socket, tool, arguments)
+        found.append(rig.sent())
+    return found
+
+
 async def test_each_view_is_one_or_two_statements_and_an_open_page_none(rig: Rig) -> None:
     """The page itself is tested in a browser; these are the calls of its views."""
     async with dial(rig.daemon.url, proxy=None) as socket, httpx.AsyncClient(base_url=rig.url, timeout=30) as client:
@@ -103,7 +120,18 @@ async def test_each_view_is_one_or_two_statements_and_an_open_page_none(rig: Rig
             for tool, arguments in calls:
                 await ask(socket, tool, arguments)
             assert sum(rig.sent().values()) <= len(calls) <= 2, (view, rig.sent())
-        async with client.stream("GET", "/live") as stream:
+        await ask(socket, "conversation_get", {"continuation_id": "c7"})
+        alone = [await costs(rig, socket) for _ in range(2)]
+        wanted = {"resourcesListChanged": True, "resourceSubscriptions": ["exai://conversations/c7"]}
+        listening = modern("listen", "subscriptions/listen", {"notifications": wanted})
+        headers = {"mcp-protocol-version": MODERN, "mcp-method": "subscriptions/listen", "accept": BOTH}
+        async with (
+            client.stream("GET", "/live") as stream,
+            client.stream("POST", "/mcp", json=listening, headers=headers) as changes,
+        ):
+            async for line in changes.aiter_lines():
+                if "acknowledged" in line:
+                    break
             lines = stream.aiter_lines()
 
             async def event() -> None:
@@ -121,6 +149,12 @@ async def test_each_view_is_one_or_two_statements_and_an_open_page_none(rig: Rig
             await event()
             await event()
             assert rig.sent() == Counter()
+            assert [await costs(rig, socket) for _ in range(2)] == alone
+        # The overview is its tool and one chart; events are read when they are unfolded.
+        await client.get("/events")
+        rig.proxy.reset()
+        assert (await client.get("/events")).status_code == 200
+        assert rig.sent() == {"recent_events": 1}
         await client.get("/history", params=HISTORY)
         rig.proxy.reset()
         assert (await client.get("/history", params=HISTORY)).status_code == 200

@@ -14,12 +14,13 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from exai.bench.chat.client import CHAT, READ
+from exai.bench.chat.pages import OPEN
 from exai.bench.chat.provider import HOST, STEADY, ask_provider
 from exai.bench.floors.postgres import OWNER
 from exai.errors import StartupError
@@ -71,6 +72,36 @@ async def read_beside_chats(
     return ReadTimes(idle, beside, (after["words"] - before["words"]) / (ended - began))
 
 
+async def read_beside_pages(
+    settings: Mapping[str, str], name: ContinuationId, *, pages: Sequence[int], reads: int, rounds: int
+) -> dict[int, list[float]]:
+    """Measure reads of a conversation beside so many open pages, in turn in every round. Raises `StartupError`."""
+    times: dict[int, list[float]] = {number: [] for number in pages}
+    async with _open_daemon(settings) as daemon:
+        reading = daemon.task(READ, name=name, reads=max(reads // rounds, 2))
+        for _ in range(rounds):
+            for number in pages:
+                async with _open_pages(daemon, name, number):
+                    times[number] += await _read(reading)
+    return times
+
+
+@asynccontextmanager
+async def _open_pages(daemon: _Daemon, name: ContinuationId, number: int) -> AsyncIterator[None]:
+    if not number:
+        yield
+        return
+    task = daemon.task("pages", name=name, pages=number)
+    async with _open_client(task, "exai.bench.chat.pages") as client:
+        assert client.stdout is not None  # noqa: S101 - asked for above
+        async with asyncio.timeout(STREAMING_TIMEOUT_S):
+            if await client.stdout.readline() != OPEN:
+                raise StartupError("bench", "a page could not be opened", "See the output above")
+        yield
+        if client.returncode is not None:
+            raise StartupError("bench", "a page was closed", "See the output above")
+
+
 async def _all_stream(port: int, streams: int, chats: asyncio.subprocess.Process) -> None:
     async with asyncio.timeout(STREAMING_TIMEOUT_S):
         while (await ask_provider(port, "/words"))["streams"] < streams:
@@ -89,10 +120,10 @@ async def _read(task: dict[str, Any]) -> list[float]:
 
 
 @asynccontextmanager
-async def _open_client(task: dict[str, Any]) -> AsyncIterator[asyncio.subprocess.Process]:
-    async with _open_process(
-        "exai.bench.chat.client", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    ) as process:
+async def _open_client(
+    task: dict[str, Any], module: str = "exai.bench.chat.client"
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    async with _open_process(module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE) as process:
         assert process.stdin is not None  # noqa: S101 - asked for above
         process.stdin.write(json.dumps(task).encode() + b"\n")
         yield process

@@ -10,14 +10,14 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any, Final
 
 from exai.app import App, open_app
-from exai.bench.chat.daemon import read_beside_chats
+from exai.bench.chat.daemon import read_beside_chats, read_beside_pages
 from exai.bench.chat.provider import AT_ONCE, HOST, STEADY, ask_provider
 from exai.bench.contestants import PATIENT
 from exai.bench.floors.postgres import OWNER, remove_all
@@ -37,16 +37,31 @@ BESIDE_TARGET: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """Sizes of a run: messages of each conversation, chats, concurrent streaming chats, and reads beside them."""
+    """Sizes of a run: messages of each conversation, chats, concurrent streaming chats, and reads beside them.
+
+    Reads beside each number of open `pages` take turns in `rounds`.
+    """
 
     messages: int = 50
     chats: int = 200
     streams: int = 200
     reads: int = 2_000
+    pages: tuple[int, ...] = (0, 1, 5)
+    rounds: int = 4
 
 
 FULL: Final = ChatPlan()
-QUICK: Final = ChatPlan(chats=5, streams=8, reads=20)
+QUICK: Final = ChatPlan(chats=5, streams=8, reads=20, rounds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PageTimes:
+    """Times of `conversation_get` beside a number of open pages, and their ratios to those without a page."""
+
+    p50_ms: float
+    p99_ms: float
+    p50_ratio: float
+    p99_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,7 @@ class ChatReport:
     beside_p50_ms: float
     beside_p99_ms: float
     words_s: float
+    pages: Mapping[int, PageTimes]
 
     @property
     def beside_ratio(self) -> float:
@@ -101,6 +117,8 @@ async def _measure(plan: ChatPlan, servers: ServerAddresses, port: int, progress
         trips, before, after = await _added(app, port, plan, names, progress)
     progress(0.5, f"reading through a daemon, then beside {plan.streams} chats")
     times = await read_beside_chats(addresses, port, names[0], streams=plan.streams, reads=plan.reads)
+    progress(0.8, f"reading beside {plan.pages[-1]} open pages")
+    beside = await read_beside_pages(addresses, names[0], pages=plan.pages, reads=plan.reads, rounds=plan.rounds)
     progress(1.0, "done")
     return ChatReport(
         plan,
@@ -116,7 +134,16 @@ async def _measure(plan: ChatPlan, servers: ServerAddresses, port: int, progress
         beside_p50_ms=_ms(times.beside),
         beside_p99_ms=_p99_ms(times.beside),
         words_s=times.words_s,
+        pages=_page_times(beside),
     )
+
+
+def _page_times(beside: Mapping[int, Sequence[float]]) -> dict[int, PageTimes]:
+    alone = beside[0]
+    return {
+        number: PageTimes(_ms(times), _p99_ms(times), _ms(times) / _ms(alone), _p99_ms(times) / _p99_ms(alone))
+        for number, times in beside.items()
+    }
 
 
 async def _conversations(app: App, plan: ChatPlan) -> list[ContinuationId]:
@@ -213,5 +240,12 @@ def chat_as_text(report: ChatReport) -> str:
             f"  beside {plan.streams} chats, {report.words_s:,.0f} words/s  "
             f"p50 {report.beside_p50_ms:.2f} ms, p99 {report.beside_p99_ms:.2f} ms, {report.beside_ratio:.1f} times",
             f"  target: p99 below {BESIDE_TARGET:g} times idle: {verdict}",
+            "",
+            f"conversation_get as above beside open pages, {plan.reads} in turn each",
+            *(
+                f"  {number} open  p50 {each.p50_ms:.2f} ms, p99 {each.p99_ms:.2f} ms, "
+                f"{each.p50_ratio:.2f} and {each.p99_ratio:.2f} times"
+                for number, each in report.pages.items()
+            ),
         ]
     )

@@ -10,7 +10,7 @@ import pytest
 from exai.bench.chat.run import ChatPlan, chat_as_json, chat_as_text, run_chat
 from exai.cli import main as cli
 
-SMALL = ChatPlan(messages=50, chats=3, streams=4, reads=12)
+SMALL = ChatPlan(messages=50, chats=3, streams=4, reads=12, rounds=1)
 
 
 async def test_every_figure_of_a_chat_is_measured_and_no_row_is_left(
@@ -27,6 +27,9 @@ async def test_every_figure_of_a_chat_is_measured_and_no_row_is_left(
     text = chat_as_text(report)
     assert "cached conversation of 50 messages" in text
     assert "beside 4 chats" in text
+    assert list(shown["pages"]) == ["0", "1", "5"]
+    assert all(value > 0 for pages in shown["pages"].values() for value in pages.values())
+    assert "5 open" in text
     sql = await asyncpg.connect(postgres_url)
     assert await sql.fetchval("select count(*) from public.conversations") == 0
     await sql.close()

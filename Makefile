@@ -106,6 +106,10 @@ test-import: .venv/dev.done ## import sources of 500 MB with bounded memory (EXA
 test-supabase: .venv/dev.done .venv/supabase/done .venv/supabase/realtime ## run a phone, Supabase's advisor and Realtime's SQL on the real PostgREST and supabase-js (npm; git, wal2json)
 	@$(PY) -m pytest -n 0 -q -m heavy tests/supabase $(ARGS)
 
+.PHONY: conformance-stores
+conformance-stores: .venv/dev.done .venv/stores/done ## check EXAI and other frameworks' stores against 100 rules, and print the table (minutes; ARGS="--write docs/stores.md")
+	@PYTHONPATH=conformance:. $(PY) -m tests.stores.run --python .venv/stores/bin/python $(ARGS)
+
 .PHONY: test-conformance-suite
 test-conformance-suite: .venv/dev.done ## test conversation-store-conformance: each rule catches the store that breaks it; its types; it needs only Python
 	@cd conformance && PYTHONPATH=. ../$(PY) -m unittest discover -q -s tests
@@ -158,7 +162,7 @@ clean: ## remove the environment and caches; data directories are never touched
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # An environment whose Python no longer exists, as after an upgrade of the system, is created again.
-$(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/peers/done 2>/dev/null)
+$(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/peers/done .venv/stores/done 2>/dev/null)
 
 # `python -m ...` and relative paths everywhere: a console script's first line cannot hold a path with spaces.
 .venv/bin/python:
@@ -253,6 +257,12 @@ REALTIME := v2.129.8
 	@echo "installing the fuzzer into an environment of its own (once)"
 	@test -x .venv/fuzz/bin/python || $(PY) -m venv --without-pip .venv/fuzz
 	@$(PIP) --python .venv/fuzz/bin/python install --no-compile --require-hashes -r requirements/fuzz.lock
+	@touch $@
+
+.venv/stores/done: requirements/stores.lock | .venv/bin/python
+	@echo "installing the frameworks whose stores are checked into an environment of their own (once)"
+	@test -x .venv/stores/bin/python || $(PYTHON) -m venv .venv/stores
+	@.venv/stores/bin/python -m pip --disable-pip-version-check --no-input -q install --require-hashes -r requirements/stores.lock
 	@touch $@
 
 .venv/peers/done: requirements/peers.lock | .venv/bin/python

@@ -41,6 +41,7 @@ LOCKS = {
     "clients": ["--group", "clients"],
     "fuzz": ["pyproject.toml", "--extra", "server", "--group", "fuzz"],
     "peers": ["--group", "peers"],
+    "stores": ["--group", "stores"],
     "supply": ["--group", "supply"],
 }
 HELD = ("image", "dev", "browser", "fuzz")

@@ -140,10 +140,10 @@ class StoreConnection:
     async def _ask(self, body: bytes, headers: Mapping[str, str], on_part: OnPart | None) -> Mapping[str, Any]:
         if on_part is None:
             response = await self._http.post(self._url, content=body, headers=headers)
-            return _result_of(response.status_code, response.headers, response.content)
+            return _result_of(response.status_code, response.headers, response.content, len(body))
         async with self._http.stream("POST", self._url, content=body, headers=headers) as streamed:
             if not streamed.headers.get("content-type", "").startswith(STREAM):
-                return _result_of(streamed.status_code, streamed.headers, await streamed.aread())
+                return _result_of(streamed.status_code, streamed.headers, await streamed.aread(), len(body))
             async for message in _messages(streamed):
                 if "method" not in message:
                     return _checked(message)
@@ -221,6 +221,8 @@ class StoreConnection:
 def open_http(url: str, max_connections: int) -> httpx.AsyncClient:
     """Return the HTTP client for a daemon; proxies of the environment are not used on the way to this machine."""
     return httpx.AsyncClient(
+        # Reading the certificates of authorities takes longer than a hundred calls.
+        verify=httpx.URL(url).scheme == "https",
         limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
         trust_env=not is_loopback(httpx.URL(url).host),
         follow_redirects=False,
@@ -240,8 +242,8 @@ async def _messages(response: httpx.Response) -> AsyncIterator[Mapping[str, Any]
             yield orjson.loads(line[5:])
 
 
-def _result_of(status: int, headers: httpx.Headers, content: bytes) -> Mapping[str, Any]:
-    """Return the result of an answer, or raise its error."""
+def _result_of(status: int, headers: httpx.Headers, content: bytes, sent_bytes: int) -> Mapping[str, Any]:
+    """Return the result of the answer to a request of `sent_bytes`, or raise its error."""
     if status == 401:
         raise Unauthorized
     if headers.get("content-type", "").startswith(JSON):
@@ -252,8 +254,8 @@ def _result_of(status: int, headers: httpx.Headers, content: bytes) -> Mapping[s
     if status in AWAY_STATUSES:
         raise DaemonUnavailable(DAEMON, f"HTTP status {status}")
     if status == 413:
-        cure = "Send less at once, or raise EXAI_SERVER__MESSAGE_MAX_BYTES"
-        raise InvalidArgument("request", "is larger than the daemon accepts", cure)
+        cure = "Send less at once, or raise the daemon's EXAI_SERVER__MESSAGE_MAX_BYTES (by default 8,388,608)"
+        raise InvalidArgument("request", f"is {sent_bytes:,} bytes, more than the daemon accepts", cure)
     if status == 429:
         raise Overloaded("requests of this owner", 0, retry_after_s=_seconds(headers.get("retry-after")))
     raise DependencyError(DAEMON, f"answered with HTTP status {status}", "Check the address, which ends in /mcp")

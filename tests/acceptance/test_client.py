@@ -358,6 +358,7 @@ async def test_a_request_larger_than_a_message_names_the_limit(guarded: Daemon) 
     async with connect(address(guarded), token=token_of) as client:
         refused = await refusal_of(client.files.put(ALICE, [FileContent("n", bytes(9_000_000))]))
         assert isinstance(refused, InvalidArgument)
+        assert "is 12,000," in str(refused)
         assert "EXAI_SERVER__MESSAGE_MAX_BYTES" in str(refused)
 
 

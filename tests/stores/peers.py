@@ -1,6 +1,6 @@
 """Stores of other frameworks, opened for the conformance suite; run in the environment of `requirements/stores.lock`.
 
-`EXAI_STORES_URL` is a Postgres for those that need one, as SQLAlchemy writes it.
+`EXAI_STORES_URL` is a Postgres for those that need one, as SQLAlchemy writes it, `EXAI_STORES_REDIS` a Redis.
 """
 
 from __future__ import annotations
@@ -41,6 +41,19 @@ async def openai_sqlalchemy(place: str) -> AsyncIterator[Store]:
         yield SessionStore(lambda name: SQLAlchemySession(name, engine=engine, create_tables=True), persistent=True)
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def openai_redis(place: str) -> AsyncIterator[Store]:
+    """`RedisSession` of the OpenAI Agents SDK."""
+    from agents.extensions.memory import RedisSession
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(os.environ["EXAI_STORES_REDIS"])
+    try:
+        yield SessionStore(lambda name: RedisSession(name, redis_client=client), persistent=True)
+    finally:
+        await client.aclose()
 
 
 @asynccontextmanager

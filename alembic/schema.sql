@@ -677,6 +677,7 @@ CREATE OR REPLACE FUNCTION exai.append_v1(p_owner text, p_continuation_id text, 
 AS $function$
 #variable_conflict use_column
 declare
+  v_also constant jsonb := p_header -> 'also'::text;
   s record;
   v public.conversations;
   t public.turns;
@@ -694,6 +695,7 @@ begin
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - case when t.first_seq is null then 0 else 1 end, 'revision', t.revision,
       'seqs', t.metadata -> 'seqs'::text, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
+      'records', case when v_also is not null then exai.patch_records_v1(p_owner, v_also, false) end,
       'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
@@ -706,6 +708,7 @@ begin
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail, 'seqs', s.o_seqs, 'made', s.o_made,
+    'records', case when v_also is not null and s.o_status = 'new' then exai.patch_records_v1(p_owner, v_also, true) end,
     'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
@@ -1042,6 +1045,50 @@ begin
   return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.check_patches_v1(p_owner text, p_metadata jsonb, p_revision bigint, p_header jsonb, OUT o_status text, OUT o_name text, OUT o_revision bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+AS $function$
+declare
+  v_patch constant jsonb := p_header -> 'patch'::text;
+  v_most constant bigint := (p_header ->> 'most'::text)::bigint;
+  a record;
+  v public.conversations;
+begin
+  if v_patch is not null then
+    o_status := case
+      when (v_patch ->> 'base'::text)::bigint <> p_revision then 'moved'
+      when pg_catalog.octet_length(exai.patch_metadata_v1(p_metadata, v_patch)::text) > v_most then 'too_large' end;
+  end if;
+  if o_status is not null or p_header -> 'also'::text is null then
+    return;
+  end if;
+  for a in
+    select x.value ->> 'name'::text as name, (x.value ->> 'expected'::text)::bigint as expected,
+           (x.value ->> 'base'::text)::bigint as base, x.value as patch
+      from pg_catalog.jsonb_array_elements(p_header -> 'also'::text) x(value)
+     order by 1
+  loop
+    select c.* into v from public.conversations c
+     where c.owner = p_owner and c.continuation_id = a.name and c.deleted_at is null
+       for no key update;
+    o_name := a.name;
+    o_revision := coalesce(v.revision, 0);
+    o_status := case
+      when a.expected <> o_revision then 'conflict_revision'
+      when a.base <> o_revision then 'moved'
+      when pg_catalog.octet_length(exai.patch_metadata_v1(coalesce(v.metadata, '{}'), a.patch)::text) > v_most then 'too_large' end;
+    if o_status is not null then
+      return;
+    end if;
+  end loop;
+  o_name := null;
+  o_revision := null;
 end
 $function$
 ;
@@ -2498,6 +2545,62 @@ CREATE OR REPLACE FUNCTION exai.owner_key_v1(p_owner text)
 AS $function$
   select pg_catalog.left(
     pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_owner, 'UTF8')), 'base64'), 8)
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.patch_metadata_v1(p_metadata jsonb, p_patch jsonb)
+ RETURNS jsonb
+ LANGUAGE sql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select case when p_patch ? 'whole' then p_patch -> 'whole'
+            else (case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end
+                  - array(select jsonb_array_elements_text(coalesce(p_patch -> 'remove', '[]'))))
+                 || coalesce(p_patch -> 'values', '{}') end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.patch_records_v1(p_owner text, p_also jsonb, p_apply boolean)
+ RETURNS json
+ LANGUAGE plpgsql
+ SET search_path TO '$user', 'public', 'extensions', 'pg_temp'
+AS $function$
+declare
+  a record;
+  v public.conversations;
+  v_found json[] := pg_catalog.array_fill(null::json, array[pg_catalog.jsonb_array_length(p_also)]);
+  v_base bigint;
+begin
+  for a in
+    select x.value ->> 'name'::text as name, (x.value ->> 'id'::text)::uuid as id, x.value as patch, x.place::integer as place,
+           coalesce(x.value ->> 'expected'::text, x.value ->> 'base'::text)::bigint as expected
+      from pg_catalog.jsonb_array_elements(p_also) with ordinality x(value, place)
+     order by 1
+  loop
+    if p_apply then
+      v := exai.claim_name_v1(p_owner, a.name, a.id, '{}');
+      v_base := v.revision;
+      if a.expected = 0 and v.id <> a.id then
+        raise exception 'the conversation was made meanwhile' using errcode = '40001';
+      end if;
+      update public.conversations c
+         set metadata = exai.patch_metadata_v1(c.metadata, a.patch), revision = v_base + 1, edited_revision = v_base + 1,
+             changed_xid = pg_catalog.pg_current_xact_id(), updated_at = pg_catalog.clock_timestamp()
+       where c.id = v.id
+      returning c.* into v;
+    else
+      select c.* into v from public.conversations c
+       where c.owner = p_owner and c.continuation_id = a.name and c.deleted_at is null;
+      v_base := v.revision;
+    end if;
+    if v.id is not null then
+      v_found[a.place] := pg_catalog.json_build_object(
+        'base_revision', v_base, 'revision', v.revision, 'conversation', exai.live_header_v1(v));
+    end if;
+  end loop;
+  return pg_catalog.to_json(v_found);
+end
 $function$
 ;
 
@@ -3994,6 +4097,8 @@ declare
   v_known bigint[];
   v_grows boolean := true;
   v_cut boolean;
+  v_patch constant jsonb := p_header -> 'patch'::text;
+  v_metadata jsonb;
   n public.conversations;
 begin
   o_made := false;
@@ -4072,9 +4177,13 @@ begin
         o_revision := 0;
         return;
       end if;
+      select p.o_status, p.o_name, p.o_revision into o_status, o_detail, o_revision
+        from exai.check_patches_v1(p_owner, coalesce(p_header -> 'metadata'::text, '{}'), 0, p_header) p;
+      if o_status is not null then
+        return;
+      end if;
       n := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id,
                               p_header || pg_catalog.jsonb_build_object('title', p_title));
-      o_status := null;
       o_conversation_id := n.id;
       o_base := n.revision;
       v_next := n.next_seq;
@@ -4091,7 +4200,18 @@ begin
                        pg_catalog.count(*) filter (where u.seq is null) over (order by u.ord) as place
                   from pg_catalog.unnest(v_known) with ordinality u(seq, ord)) k;
       end if;
-      v_grows := v_count > 0 or p_keys is null or o_made;
+      v_grows := v_count > 0 or p_keys is null or o_made or v_patch is not null;
+      if p_header is not null and not o_made then
+        select c.metadata into v_metadata from public.conversations c where c.id = o_conversation_id;
+        select p.o_status, p.o_name, p.o_revision into o_status, o_detail, o_revision
+          from exai.check_patches_v1(p_owner, v_metadata, o_base, p_header) p;
+        if o_status is not null
+           and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
+          return;
+        end if;
+        o_status := null;
+        o_detail := null;
+      end if;
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, metadata, first_seq, last_seq, revision, started_at,
@@ -4106,6 +4226,8 @@ begin
       c as (
         update public.conversations c
            set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
+               metadata = case when v_patch is null then c.metadata else exai.patch_metadata_v1(c.metadata, v_patch) end,
+               edited_revision = case when v_patch is null then c.edited_revision else o_base + 1 end,
                updated_at = case when p_header ->> 'updated_at'::text is null then o_now
                                  else greatest(case when not o_made then c.updated_at end,
                                                least((p_header ->> 'updated_at'::text)::timestamptz, o_now)) end

@@ -28,6 +28,9 @@ from exai.settings.load import LimitSettings
 MAX_KEY_CHARS: Final = 200
 MAX_TITLE_CHARS: Final = 500
 MAX_MESSAGE_KEY_CHARS: Final = 500
+MAX_ALSO: Final = 8
+"""Maximum number of other conversations whose metadata an append patches."""
+
 MAX_KEYS: Final = 500
 """Maximum number of keys by which messages are found at once."""
 

@@ -7,6 +7,10 @@
 -- of messages, null for the time of this statement. p_header has facts of a conversation that is made, and, with `create`,
 -- asks to make one of this name if there is none; o_made tells that. With `updated_at` that is the time of the change.
 --
+-- p_header may also have `patch`, a shallow patch of the conversation's metadata, and `also`, patches of others, which are
+-- only checked and locked here (check_patches_v1), and `most`, the largest size of metadata. Then o_status may be moved
+-- (metadata has changed since `base`) or too_large, and o_detail names the other conversation that a refusal is about.
+--
 -- o_status is 'old' and o_detail 'cut' if a rewind has moved the messages of the key's turn to a deleted conversation.
 --
 -- Locks the conversation before it looks up anything: each statement here has a fresh snapshot, so it sees what
@@ -32,6 +36,8 @@ declare
   v_known bigint[];
   v_grows boolean := true;
   v_cut boolean;
+  v_patch constant jsonb := p_header -> 'patch'::text;
+  v_metadata jsonb;
   n public.conversations;
 begin
   o_made := false;
@@ -110,9 +116,13 @@ begin
         o_revision := 0;
         return;
       end if;
+      select p.o_status, p.o_name, p.o_revision into o_status, o_detail, o_revision
+        from exai.check_patches_v1(p_owner, coalesce(p_header -> 'metadata'::text, '{}'), 0, p_header) p;
+      if o_status is not null then
+        return;
+      end if;
       n := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id,
                               p_header || pg_catalog.jsonb_build_object('title', p_title));
-      o_status := null;
       o_conversation_id := n.id;
       o_base := n.revision;
       v_next := n.next_seq;
@@ -129,7 +139,18 @@ begin
                        pg_catalog.count(*) filter (where u.seq is null) over (order by u.ord) as place
                   from pg_catalog.unnest(v_known) with ordinality u(seq, ord)) k;
       end if;
-      v_grows := v_count > 0 or p_keys is null or o_made;
+      v_grows := v_count > 0 or p_keys is null or o_made or v_patch is not null;
+      if p_header is not null and not o_made then
+        select c.metadata into v_metadata from public.conversations c where c.id = o_conversation_id;
+        select p.o_status, p.o_name, p.o_revision into o_status, o_detail, o_revision
+          from exai.check_patches_v1(p_owner, v_metadata, o_base, p_header) p;
+        if o_status is not null
+           and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
+          return;
+        end if;
+        o_status := null;
+        o_detail := null;
+      end if;
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, metadata, first_seq, last_seq, revision, started_at,
@@ -144,6 +165,8 @@ begin
       c as (
         update public.conversations c
            set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
+               metadata = case when v_patch is null then c.metadata else exai.patch_metadata_v1(c.metadata, v_patch) end,
+               edited_revision = case when v_patch is null then c.edited_revision else o_base + 1 end,
                updated_at = case when p_header ->> 'updated_at'::text is null then o_now
                                  else greatest(case when not o_made then c.updated_at end,
                                                least((p_header ->> 'updated_at'::text)::timestamptz, o_now)) end

@@ -5,6 +5,7 @@ from exai.conversations.requests import Appended, AppendRequest, ChatRequest, Ch
 from exai.conversations.store import ConversationStore
 from exai.conversations.transfer import Transfer
 from exai.db.conversations import ConversationPage
+from exai.db.patches import MetadataPatch, RecordPatch
 from exai.db.records import FoundMessage
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "ConversationPage",
     "ConversationStore",
     "FoundMessage",
+    "MetadataPatch",
+    "RecordPatch",
     "Rewound",
     "RunningTurn",
     "Transfer",

@@ -5,6 +5,7 @@ Invariant: a request is one statement, with any number of messages and files, an
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,14 +40,19 @@ class Appends:
         given = [*request.messages[:-1], *(with_files(last, request.files) for last in request.messages[-1:])]
         messages, places = distinct([stored_form(*pair) for pair in zip(given, taken, strict=True)])
         file_ids = tuple(dict.fromkeys((*request.files, *(piece.id for piece in pieces))))
-        start = replace(start_of(request, messages), file_ids=file_ids)
+        start = replace(start_of(request, messages), file_ids=file_ids, metadata_bytes=self._limits.metadata_bytes)
         result = await self._large.send(
             request.owner, pieces, lambda along: self._repository.append(replace(start, along=along))
         )
         if result.commit is None:
-            raise refusal(result.status, request.continuation_id, result.current_revision, result.missing)
-        await self._publisher.publish(result.commit)
-        return appended_of(result, result.commit, places)
+            about = (result.missing if request.also else None) or request.continuation_id
+            raise refusal(result.status, about, result.current_revision, result.missing)
+        await asyncio.gather(*(self._publisher.publish(commit) for commit in (result.commit, *result.records)))
+        appended = appended_of(result, result.commit, places)
+        if start.patch is None and not start.also:
+            return appended
+        records = tuple(commit.conversation for commit in result.records)
+        return replace(appended, conversation=result.commit.conversation, records=records)
 
 
 def start_of(request: AppendRequest, messages: Sequence[NewMessage]) -> AppendStart:
@@ -74,6 +80,8 @@ def start_of(request: AppendRequest, messages: Sequence[NewMessage]) -> AppendSt
         creates=request.create,
         made=made,
         updated_at=request.updated_at,
+        patch=request.patch,
+        also=request.also,
     )
 
 
@@ -83,7 +91,11 @@ def _identity(request: AppendRequest, messages: Sequence[NewMessage]) -> tuple[A
         return request.identity
     texts = [(message.role, message.kind, message.content, dict(message.metadata)) for message in messages]
     marks = [(message.key, message.created_at) for message in messages]
-    return request.title, texts, *([marks] if any(any(each) for each in marks) else [])
+    patches = [each.document() | {"id": None} for each in request.also]
+    if request.patch is not None:
+        patches.append(request.patch.document())
+    rest = ([marks] if any(any(each) for each in marks) else []) + ([patches] if patches else [])
+    return request.title, texts, *rest
 
 
 def distinct(messages: Sequence[NewMessage]) -> tuple[Sequence[NewMessage], Sequence[int]]:

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from exai.conversations.titles import opening
-from exai.errors import InvalidArgument
+from exai.db.patches import MetadataPatch, RecordPatch
+from exai.errors import InvalidArgument, shown
 from exai.files.paths import MAX_PATH_CHARS
 from exai.files.pieces import Piece, Taken
 from exai.files.sources import ChangedFile
@@ -33,15 +34,19 @@ from exai.models import (
 )
 from exai.settings.load import LimitSettings
 from exai.validation import (
+    MAX_ALSO,
     MAX_CONTINUATION_CHARS,
     MAX_KEY_CHARS,
     MAX_KIND_CHARS,
+    MAX_LIST,
     MAX_MODEL_CHARS,
     MAX_TITLE_CHARS,
     check_choice,
     check_file_ids,
     check_flag,
+    check_items,
     check_json,
+    check_list,
     check_messages,
     check_name,
     check_not_blank,
@@ -224,6 +229,9 @@ class AppendRequest:
     With `create` the conversation of this name is made if there is none; `messages` may then be empty. `title`,
     `metadata`, `tags` and `created_at` are those of a conversation that is made. `updated_at` is the time of the
     change, for messages of the past; None for now.
+
+    `patch` changes the conversation's metadata, and `also` those of others, all together with the messages, of which
+    there may be none then.
     """
 
     owner: Owner
@@ -242,18 +250,40 @@ class AppendRequest:
     tags: Sequence[str] = ()
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    patch: MetadataPatch | None = None
+    also: Sequence[RecordPatch] = ()
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored."""
         _check_write(self, limits)
         check_flag("create", self.create)
+        self._check_patches(limits)
         if self.create and self.continuation_id is None:
             raise InvalidArgument("create", "comes without a continuation_id", "Give the name of the conversation")
         check_json("metadata", self.metadata, limits.metadata_bytes)
         check_tags(self.tags)
         check_time("created_at", self.created_at)
         check_time("updated_at", self.updated_at)
-        check_messages(self.messages, limits, least=0 if self.create else 1)
+        may_be_empty = self.create or self.patch is not None or bool(self.also)
+        check_messages(self.messages, limits, least=0 if may_be_empty else 1)
+
+    def _check_patches(self, limits: LimitSettings) -> None:
+        if self.patch is not None:
+            if self.continuation_id is None:
+                raise InvalidArgument("patch", "comes without a continuation_id", "Give metadata, or the name to patch")
+            _check_patch("patch", self.patch, limits)
+        check_list("also", self.also, MAX_ALSO)
+        check_items("also", self.also, RecordPatch)
+        seen = {self.continuation_id}
+        for place, each in enumerate(self.also):
+            field_name = f"also[{place}]"
+            check_name(f"{field_name}.continuation_id", each.continuation_id, MAX_CONTINUATION_CHARS)
+            check_optional_number(f"{field_name}.expected_revision", each.expected_revision)
+            _check_patch(f"{field_name}.patch", each.patch, limits)
+            if each.continuation_id in seen:
+                problem = f"{shown(each.continuation_id)} is patched twice"
+                raise InvalidArgument(f"{field_name}.continuation_id", problem, "Give one patch for each conversation")
+            seen.add(each.continuation_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +291,8 @@ class Appended:
     """The result of an append; `duplicate` is true if the request key had been served before.
 
     `seqs` are the numbers of the given messages; those at the positions `skipped` were known by their keys. `first_seq`
-    and `last_seq` are those of the new ones, 0 if none is new. `created`: the append made the conversation.
+    and `last_seq` are those of the new ones, 0 if none is new. `created`: the append made the conversation. With
+    patches `conversation` is the conversation as it is now, and `records` are the others, in the order of `also`.
     `step` is its number among the appends and turns of its tool in the conversation, if it was asked for.
     """
 
@@ -274,6 +305,8 @@ class Appended:
     seqs: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
     created: bool = False
+    conversation: Conversation | None = None
+    records: tuple[Conversation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +322,13 @@ class Rewound:
     cut_count: int
     cut_id: ContinuationId | None
     duplicate: bool
+
+
+def _check_patch(name: str, patch: MetadataPatch, limits: LimitSettings) -> None:
+    check_json(f"{name}.values", patch.values, limits.metadata_bytes)
+    check_list(f"{name}.remove", patch.remove, MAX_LIST)
+    for place, each in enumerate(patch.remove):
+        check_text(f"{name}.remove[{place}]", each, limits.metadata_bytes)
 
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -17,6 +19,7 @@ from exai.db.concurrency import PoolShare
 from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database, Record
 from exai.db.filters import ALL, ListFilter
+from exai.db.patches import MetadataPatch, WholePatch
 from exai.db.records import (
     AppendResult,
     AppendStart,
@@ -40,11 +43,12 @@ from exai.db.rows import (
     stored_title,
     times_of,
 )
-from exai.encryption.codec import home_of
+from exai.encryption.codec import Unseen, home_of
 from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     PAGE_BYTES,
     PAGE_MESSAGES,
+    Commit,
     ContentPart,
     ContinuationId,
     Conversation,
@@ -69,6 +73,12 @@ MAX_OFFSET: Final = 2**31 - 2
 
 LIST_BYTES: Final = 1_048_576
 """Of the headers in one page of a list, more than any answer has."""
+
+SEALED_ATTEMPTS: Final = 8
+"""How often metadata are read and patched until no change by another process comes between."""
+
+SEALING_LOCKS: Final = 64
+"""Locks by which the patches of one conversation's encrypted metadata follow each other in this process."""
 
 MAX_FOUND: Final = 1_000
 """Messages of one look-up by keys, of which some may be in several conversations."""
@@ -98,6 +108,7 @@ class ConversationRepository:
     def __init__(self, database: Database) -> None:
         self._database, self._codec = database, database.codec
         share = PoolShare(database.usage()[2], database.network)
+        self._sealing = [asyncio.Lock() for _ in range(SEALING_LOCKS)]
         self._appends = AppendBatcher(database, share, self._append_one)
         self._page_reads = PageReadBatcher(database, share)
 
@@ -159,10 +170,53 @@ class ConversationRepository:
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
+        if self._codec.is_on and (start.patch is not None or start.also):
+            return await self._append_sealed(start)
         is_plain = start.header is None and not any(each.key or each.created_at for each in start.messages)
         if start.counts_steps or files_of(start) is not None or not is_plain:
             return await self._append_one(start, columns_of(start.messages, start.owner, self._codec))
         return await self._appends.append(start)
+
+    async def _append_sealed(self, start: AppendStart) -> AppendResult:
+        """Append with patches of metadata that the database cannot read: they are read first, and tried again.
+
+        Costs a round trip more, and two more whenever another process has made a change between.
+        """
+        names = {start.continuation_id, *(each.continuation_id for each in start.also)}
+        async with AsyncExitStack() as stack:
+            # In order, so that no two calls wait for each other.
+            for place in sorted({hash((start.owner, name)) % len(self._sealing) for name in names}):
+                await stack.enter_async_context(self._sealing[place])
+            for _ in range(SEALED_ATTEMPTS):
+                sealed = await self._sealed(start)
+                result = await self._append_one(sealed, columns_of(start.messages, start.owner, self._codec))
+                if result.status != "moved":
+                    return result
+        return replace(result, status="conflict_revision")
+
+    async def _sealed(self, start: AppendStart) -> AppendStart:
+        """Return an append whose patches hold the whole metadata, as they are stored."""
+        owner = start.owner
+        names = [each for each in (start.continuation_id, *(each.continuation_id for each in start.also)) if each]
+        rows = await self._database.fetch("read_headers", owner, names)
+        read = (conversation_of(orjson.loads(row["header"]), self._codec) for row in rows)
+        found = {each.continuation_id: each for each in read}
+
+        def whole(name: ContinuationId, patch: MetadataPatch, made: Mapping[str, Any]) -> WholePatch:
+            known = found.get(name)
+            metadata = made if known is None else known.metadata
+            if isinstance(metadata, Unseen):
+                raise metadata.why
+            return WholePatch(
+                self._codec.document(owner, name, patch.applied(metadata)), base=known.revision if known else 0
+            )
+
+        also = [replace(each, patch=whole(each.continuation_id, each.patch, {})) for each in start.also]
+        if start.patch is None or start.continuation_id is None:
+            return replace(start, also=also)
+        return replace(
+            start, also=also, patch=whole(start.continuation_id, start.patch, start.made.get("metadata") or {})
+        )
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         keys = keys_of(start.messages) if start.messages or start.creates else None
@@ -196,7 +250,16 @@ class ConversationRepository:
             step=answer.step,
             seqs=seqs,
             made=is_made,
+            records=tuple(self._records(head)),
         )
+
+    def _records(self, head: Mapping[str, Any]) -> Iterator[Commit]:
+        """Yield the commits of other conversations whose metadata a statement patched."""
+        for each in head.get("records") or ():
+            if each is not None:
+                commit = commit_of({**each, "server_epoch": head["server_epoch"]}, self._codec, is_listed=True)
+                if commit is not None:
+                    yield commit
 
     async def find(
         self, owner: Owner, keys: Sequence[str], name: ContinuationId | None, *, budget_bytes: int

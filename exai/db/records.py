@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from exai.db.patches import MetadataPatch, RecordPatch
 from exai.models import (
     Commit,
     ContentPart,
@@ -39,7 +40,15 @@ BegunStatus = Literal[
 ]
 FinishedStatus = Literal["finished", "duplicate", "superseded", "stale", "file_not_found"]
 AppendStatus = Literal[
-    "appended", "duplicate", "conflict_key", "conflict_revision", "not_found", "deleted", "file_not_found"
+    "appended",
+    "duplicate",
+    "conflict_key",
+    "conflict_revision",
+    "moved",
+    "too_large",
+    "not_found",
+    "deleted",
+    "file_not_found",
 ]
 
 
@@ -114,11 +123,20 @@ class AppendStart:
     creates: bool = False
     made: Mapping[str, Any] = field(default_factory=dict)
     updated_at: datetime | None = None
+    patch: MetadataPatch | None = None
+    also: Sequence[RecordPatch] = ()
+    metadata_bytes: int = 0
 
     @property
     def header(self) -> str | None:
         """The JSON document of facts that most appends do not have, None without any."""
         facts = {**self.made, "updated_at": self.updated_at} if self.updated_at else {**self.made}
+        if self.patch is not None:
+            facts["patch"] = self.patch.document()
+        if self.also:
+            facts["also"] = [each.document() for each in self.also]
+        if self.patch is not None or self.also:
+            facts["most"] = self.metadata_bytes
         return orjson.dumps({**facts, "create": self.creates}).decode() if facts or self.creates else None
 
 
@@ -129,7 +147,8 @@ class AppendResult:
     The numbers are None if no message was new. `seqs` are those of all given messages, None if all were new.
 
     The commit's revision is the one created by this append, for a duplicate by the first one. `current_revision` is the
-    conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`. `step` is set on request.
+    conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`, or names the other
+    conversation whose patch was refused. `step` is set on request. `records` are the commits of other conversations.
     """
 
     status: AppendStatus
@@ -141,6 +160,7 @@ class AppendResult:
     step: int | None = None
     seqs: tuple[int, ...] | None = None
     made: bool = False
+    records: tuple[Commit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,13 @@ select exai.pending_turns_v1($1::text::uuid)::text as pending;
 select p.place::integer, p.head::text, p.line::bytea
   from exai.find_messages_v1($1::text, $2::text, $3::text[], $4::integer, $5::bigint) p;
 
+-- name: read_headers
+-- repeat: read
+-- The headers of conversations by their names; by conversations_owner_continuation_key.
+select exai.header_v1(c)::text as header
+  from public.conversations c
+ where c.owner = $1::text and c.continuation_id = any($2::text[]) and c.deleted_at is null;
+
 -- name: append
 -- repeat: keyed
 -- Stores messages and file links once per request key; locks the conversation, or makes it if the header asks for that. On

@@ -144,8 +144,8 @@ async def test_each_view_is_one_or_two_statements_and_an_open_page_none(rig: Rig
             examined = len(rig.proxy._clients)
             await wait_until(lambda: bool(rig.proxy.connects) and len(rig.proxy._clients) <= examined, limit_s=30)
             await event()
-            await event()
             rig.proxy.reset()
+            # Between two events lies a whole interval of two seconds.
             await event()
             await event()
             assert rig.sent() == Counter()

@@ -16,7 +16,7 @@ from exai.monitoring.events import EventRecorder
 from exai.monitoring.flushing import Flusher
 from exai.monitoring.metrics import MetricsRecorder, Sums
 from exai.monitoring.upkeep import Upkeep
-from tests.fault.service import POOL_SIZE, Servers, Service
+from tests.fault.service import NO_PASS_S, POOL_SIZE, Servers, Service
 from tests.support.database import opened
 from tests.support.migrations import run, session
 
@@ -56,7 +56,9 @@ async def stored(service: Service, metric: str) -> int:
 
 async def test_no_request_waits_for_a_flush_that_hangs(rig: Servers) -> None:
     """Cached reads need neither the database nor the flusher: all of them end while its statement hangs."""
-    service = await rig.open()
+    # Without passes of its own, whose statements would hang, too.
+    database = {"index_pause_s": NO_PASS_S}
+    service = await rig.open(database=database, reconcile_interval_s=NO_PASS_S, max_staleness_s=60)
     name = (await service.append(None, "one")).continuation_id
     while (await service.read(name)).source != "cache":
         await asyncio.sleep(0.05)

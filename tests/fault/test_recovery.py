@@ -91,7 +91,8 @@ async def admin(server: FaultServer) -> AsyncIterator[asyncpg.Connection]:
         nonlocal connection
         try:
             connection = await asyncpg.connect(server.url, timeout=20)
-        except (asyncpg.CannotConnectNowError, OSError):
+        except (asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, OSError):
+            # The second one: the server begins to recover while the connection is made.
             return False
         return True
 

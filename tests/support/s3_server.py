@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +24,8 @@ import pytest
 from exai.settings.load import S3Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-STARTED = b"Running on http://"
+STARTED = re.compile(r"Running on (http://\S+)")
+START_LIMIT_S = 60.0
 
 
 def _program() -> str:
@@ -33,23 +39,24 @@ def _program() -> str:
     return program
 
 
-@asynccontextmanager
-async def s3_server() -> AsyncIterator[str]:
-    """Run the server and yield its address."""
-    program = _program()
-    process = await asyncio.create_subprocess_exec(
-        program, "-H", "127.0.0.1", "-p", "0", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stderr is not None
-    try:
-        while STARTED not in (line := await process.stderr.readline()):
-            assert line, "the S3 server ended"
-        reading = asyncio.create_task(_drain(process.stderr))
-        yield line.partition(b"Running on ")[2].strip().decode()
-        reading.cancel()
-    finally:
+@cache
+def s3_server() -> str:
+    """Run the server until this process ends, and return its address; each test has a bucket of its own."""
+    log = tempfile.NamedTemporaryFile(prefix="exai-s3-")
+    process = subprocess.Popen([_program(), "-H", "127.0.0.1", "-p", "0"], stdout=subprocess.DEVNULL, stderr=log)
+
+    def end() -> None:
         process.kill()
-        await process.wait()
+        process.wait()
+        log.close()
+
+    atexit.register(end)
+    deadline = time.monotonic() + START_LIMIT_S
+    while not (found := STARTED.search(Path(log.name).read_text())):
+        assert process.poll() is None, "the S3 server ended"
+        assert time.monotonic() < deadline, "the S3 server did not start"
+        time.sleep(0.02)
+    return found[1]
 
 
 class HoldingProxy:
@@ -112,18 +119,14 @@ class HoldingProxy:
         return answer
 
 
-async def _drain(stream: asyncio.StreamReader) -> None:
-    while await stream.read(65_536):
-        pass
-
-
 @asynccontextmanager
 async def s3_bucket() -> AsyncIterator[S3Settings]:
-    """Run the server with a new bucket, and yield the settings for it."""
-    async with s3_server() as url:
-        name = f"exai-{uuid.uuid4().hex[:12]}"
-        async with httpx.AsyncClient() as client:
-            (await client.put(f"{url}/{name}")).raise_for_status()
-        yield S3Settings.model_validate(
-            {"bucket": name, "endpoint": url, "access_key_id": "test", "secret_access_key": "secret-of-the-test"}
-        )
+    """Make a new bucket, and yield the settings for it."""
+    _program()
+    url = await asyncio.to_thread(s3_server)
+    name = f"exai-{uuid.uuid4().hex[:12]}"
+    async with httpx.AsyncClient() as client:
+        (await client.put(f"{url}/{name}")).raise_for_status()
+    yield S3Settings.model_validate(
+        {"bucket": name, "endpoint": url, "access_key_id": "test", "secret_access_key": "secret-of-the-test"}
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from exai.errors import NotFound
@@ -116,3 +117,17 @@ async def completed(work: Coroutine[Any, Any, R]) -> R:
             task.exception()  # Otherwise asyncio reports that it was never retrieved.
         raise cancelled
     return task.result()
+
+
+def moment_of(timestamp: object) -> datetime | None:
+    """Return the time that a number of seconds since 1970 or a text in ISO 8601 names, None if it names none."""
+    try:
+        if isinstance(timestamp, str):
+            moment = datetime.fromisoformat(timestamp)
+        elif isinstance(timestamp, int | float):
+            moment = datetime.fromtimestamp(timestamp, UTC)
+        else:
+            return None
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError, OSError):
+        return None

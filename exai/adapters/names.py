@@ -35,10 +35,15 @@ def name_prefix(*parts: str) -> str:
 
 def session_name(session_id: str) -> ContinuationId:
     """Return the name of a conversation with one id: that id, unless it cannot be a name."""
-    is_name = 0 < len(session_id) <= MAX_CONTINUATION_CHARS
-    if is_name and UNSTORABLE.search(session_id) is None and WITH_DIGEST.search(session_id) is None:
-        return ContinuationId(session_id)
-    return ContinuationId(_shortened(session_id, _escaped(session_id)))
+    return ContinuationId(storable_id(session_id))
+
+
+def storable_id(text: str) -> str:
+    """Return an id of any characters and length as the name of a conversation or the key of a message."""
+    is_name = 0 < len(text) <= MAX_CONTINUATION_CHARS
+    if is_name and UNSTORABLE.search(text) is None and WITH_DIGEST.search(text) is None:
+        return text
+    return _shortened(text, _escaped(text))
 
 
 def _part(text: str) -> str:

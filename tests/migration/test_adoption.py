@@ -27,7 +27,7 @@ from exai.errors import SchemaMismatch
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey, NewMessage
 from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
 from tests.support.database import appending, beginning, contents_of, ending, once, opened
-from tests.support.migrations import downgrade, revisions, run, session, value
+from tests.support.migrations import as_role, create_role, downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE, OLDER, A, Older
 from tests.support.older_parts import COMBINATIONS, Parts, check_nothing_is_lost, look, make
 from tests.support.provider_server import ProviderServer, kimi_answer
@@ -326,15 +326,15 @@ async def test_rows_that_are_hidden_from_the_migration_are_not_taken_for_none(em
     await make(url, NOTHING)
     await run(
         url,
-        "do $$ begin create role exai_hidden login; exception when duplicate_object then null; end $$",
+        *create_role("exai_hidden"),
         "grant all on schema public to exai_hidden",
         *(f"alter table {table} owner to exai_hidden" for table in TABLES),
         "alter table messages enable row level security",
         "alter table messages force row level security",
     )
-    database, owner = await value(url, "select current_database()"), await value(url, "select current_user")
+    database = await value(url, "select current_database()")
     await run(url, f'grant all on database "{database}" to exai_hidden')
-    hidden = re.sub(rf"://{owner}(:[^@]*)?@", "://exai_hidden@", url)
+    hidden = as_role(url, "exai_hidden")
     with pytest.raises(SchemaMismatch, match=r"row level security hides rows of public\.messages"):
         await upgrade(hidden)
     await run(url, "alter table messages no force row level security")

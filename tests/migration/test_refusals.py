@@ -11,7 +11,7 @@ import pytest
 
 from exai.db.migrations.migrate import upgrade
 from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError, SchemaMismatch
-from tests.support.migrations import run, session, value
+from tests.support.migrations import as_role, create_role, run, session, value
 from tests.support.password_postgres import password_postgres
 from tests.support.schema_text import schema_text
 
@@ -222,16 +222,11 @@ async def test_a_row_that_a_client_holds_is_no_trigger_that_refuses(empty_postgr
     assert "a trigger on" not in str(refusal.value)
 
 
-def as_role(url: str, role: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
-
-
 async def test_a_role_without_rights_is_refused_with_the_grants(empty_postgres_url: str) -> None:
     """No CREATE on the database, none in schema public; a table of another owner."""
     role = f"limited_{uuid.uuid4().hex}"
     database = urlsplit(empty_postgres_url).path[1:]
-    await run(empty_postgres_url, f"create role {role} login", "revoke create on schema public from public")
+    await run(empty_postgres_url, *create_role(role), "revoke create on schema public from public")
     try:
         with pytest.raises(SchemaMismatch) as refusal:
             await upgrade(as_role(empty_postgres_url, role))
@@ -255,7 +250,7 @@ async def test_rows_that_row_level_security_hides_are_no_reason_to_lose_them(emp
     database = urlsplit(empty_postgres_url).path[1:]
     await run(
         empty_postgres_url,
-        f"create role {role} login",
+        *create_role(role),
         f'grant create on database "{database}" to {role}',
         f"grant create on schema public to {role}",
         *OLDER,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from exai.db.migrations.revision import check_revision, expected_revision
 from exai.errors import ConfigError, SchemaMismatch
 from tests.support.daemon import environment
 from tests.support.database import contents_of, conversation_of, opened
-from tests.support.migrations import before, downgrade, revisions, run, session, value
+from tests.support.migrations import as_role, before, create_role, downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE
 from tests.support.pooler import Pooler
 from tests.support.schema_text import schema_text
@@ -249,15 +248,14 @@ async def test_no_superuser_and_no_extension_is_needed(empty_postgres_url: str) 
     """A hosted Postgres gives no superuser."""
     url = empty_postgres_url
     database = await value(url, "select current_database()")
-    owner = await value(url, "select current_user")
     await run(
         url,
-        "do $$ begin create role exai_plain login; exception when duplicate_object then null; end $$",
+        *create_role("exai_plain"),
         f'grant all on database "{database}" to exai_plain',
         "grant all on schema public to exai_plain",
     )
-    plain = re.sub(rf"://{owner}(:[^@]*)?@", "://exai_plain@", url)
-    if plain == url or not await _lets_in(plain):
+    plain = as_role(url, "exai_plain")
+    if not await _lets_in(plain):
         pytest.skip("this server refuses other users")
     await upgrade(plain)
     async with opened(plain) as opened_database:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from alembic import command
 from alembic.script import ScriptDirectory
@@ -14,6 +15,8 @@ from alembic.script import ScriptDirectory
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import OneTrip, connect
 from exai.db.migrations.migrate import migration_config
+
+ROLE_PASSWORD: Final = "of-a-role"
 
 
 def revisions() -> list[str]:
@@ -54,6 +57,21 @@ async def run(url: str, *statements: str) -> None:
     async with session(url) as connection:
         for statement in statements:
             await connection.execute(statement)
+
+
+def create_role(role: str) -> tuple[str, str]:
+    """Return the statements that create a role whose address is `as_role`, if it does not exist."""
+    return (
+        f"do $$ begin create role {role}; exception when duplicate_object then null; end $$",
+        f"alter role {role} login password '{ROLE_PASSWORD}'",
+    )
+
+
+def as_role(url: str, role: str) -> str:
+    """The same database as a role of `create_role`, also on a server that asks for passwords."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role}:{ROLE_PASSWORD}@{place}"))
 
 
 async def value(url: str, query: str, *args: object) -> Any:

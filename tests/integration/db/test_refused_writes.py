@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,7 +17,7 @@ from exai.models import Finding
 from exai.probes import probe_database
 from exai.settings.load import DatabaseSettings
 from tests.support.database import appending, contents_of, conversation_of, opened
-from tests.support.migrations import run, session
+from tests.support.migrations import as_role, create_role, run, session
 from tests.support.waiting import wait_until
 
 TERMINATE = """
@@ -85,7 +85,7 @@ async def limited_url(postgres_url: str) -> AsyncIterator[str]:
     role = f"limited_{uuid.uuid4().hex}"
     await run(
         postgres_url,
-        f"create role {role} login",
+        *create_role(role),
         f"grant usage on schema exai to {role}",
         f"grant all on all tables in schema public, exai to {role}",
         f"grant execute on all functions in schema public, exai to {role}",
@@ -95,9 +95,7 @@ async def limited_url(postgres_url: str) -> AsyncIterator[str]:
         ),
         *(f"alter table exai.{table} disable row level security" for table in ("unindexed_messages", "message_words")),
     )
-    parts = urlsplit(postgres_url)
-    host = parts.netloc.rpartition("@")[2]
-    yield urlunsplit(parts._replace(netloc=f"{role}@{host}"))
+    yield as_role(postgres_url, role)
     await run(
         postgres_url, "set default_transaction_read_only = off", f"drop owned by {role} cascade", f"drop role {role}"
     )

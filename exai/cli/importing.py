@@ -9,10 +9,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from exai.app import App, open_app
 from exai.cli.command import FAILED, OK, owner_of, read_settings, run
@@ -83,7 +83,7 @@ def import_files(options: argparse.Namespace) -> int:
     if options.format or options.as_name:
         raise InvalidArgument("--format, --as", "are for one exported conversation of EXAI", "Leave them out")
     paths = [Path(each).expanduser() for each in words]
-    bar = ImportBar()
+    bar = ImportBar(sys.stderr)
     if options.dry_run:
         report = run(import_sources(None, owner_of(options), paths, kind, bar.draw))
     else:
@@ -128,26 +128,27 @@ async def _mirror(settings: Settings, owner: Owner, paths: Sequence[Path], kind:
 class ImportBar:
     """A progress bar with an estimate on a terminal; elsewhere nothing."""
 
-    def __init__(self) -> None:
-        self._began = self._drawn = time.monotonic()
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._began = self._drawn = clock()
         self._is_drawn = False
 
     def draw(self, report: ImportReport) -> None:
         """Draw how far an import has come, some times a second."""
-        now = time.monotonic()
-        if not sys.stderr.isatty() or now - self._drawn < DRAW_S:
+        now = self._clock()
+        if not self._stream.isatty() or now - self._drawn < DRAW_S:
             return
         self._drawn, self._is_drawn = now, True
         share = min(1.0, report.read_bytes / max(1, report.total_bytes))
         left = f", about {time_text((now - self._began) / share * (1 - share))} left" if share > 0.01 else ""
         text = f"{share:4.0%} {report.messages:,} messages{left}"
-        sys.stderr.write(f"\r[{'#' * int(share * BAR_CHARS):<{BAR_CHARS}}] {text:<60}")
-        sys.stderr.flush()
+        self._stream.write(f"\r[{'#' * int(share * BAR_CHARS):<{BAR_CHARS}}] {text:<60}")
+        self._stream.flush()
 
     def end(self) -> None:
         """End the line of the bar."""
         if self._is_drawn:
-            sys.stderr.write("\n")
+            self._stream.write("\n")
 
 
 def time_text(seconds: float) -> str:

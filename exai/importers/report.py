@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from exai.importers.records import DamagedRecord, PassedOver, SourceConversation, SourceMessage
 
+OTHERS: Final = "further records"
 MAX_SHOWN: Final = 100
 """Maximum number of findings that a report shows; all are counted."""
 
@@ -38,7 +39,8 @@ class ImportReport:
         elif isinstance(item, DamagedRecord):
             self.report(item)
         elif isinstance(item, PassedOver):
-            self.left_out[item.reason] += item.count
+            is_known = item.reason in self.left_out or len(self.left_out) < MAX_SHOWN
+            self.left_out[item.reason if is_known else OTHERS] += item.count
 
     def report(self, damage: DamagedRecord) -> None:
         """Count a record that could not be imported."""

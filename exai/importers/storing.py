@@ -17,6 +17,7 @@ from typing import Final
 from exai.conversations import ConversationStore
 from exai.conversations.requests import AppendRequest, with_files
 from exai.conversations.titles import opening
+from exai.db.lifecycle import ConversationUpdate
 from exai.errors import Conflict, InvalidArgument, NotFound
 from exai.files.loading import FileContent
 from exai.files.names import shown_media_type, shown_name
@@ -45,8 +46,9 @@ MAX_WAITING_BYTES: Final = 2 * BATCH_BYTES
 class _Line:
     """A conversation while it is imported.
 
-    `stored` is its name here. `count` is the number of its messages that were passed, with inherited ones; `is_new`
-    is true once all further messages are new, so that they are appended without a look at what is there.
+    `stored` is its name here, and `made_as` the title with which this import made it. `count` is the number of its
+    messages that were passed, with inherited ones; `is_new` is true once all further messages are new, so that they are
+    appended without a look at what is there.
     """
 
     source: SourceConversation
@@ -57,6 +59,7 @@ class _Line:
     begun: bool = False
     is_new: bool = False
     may_continue: bool = False
+    made_as: str | None = None
 
 
 class Storing:
@@ -84,7 +87,7 @@ class Storing:
                 return
             await self._flush_all()
             if item.fork is None and kind not in INTERLEAVED:
-                self._lines.clear()
+                await self.end()
             self._report.forks += item.fork is not None
             self._report.conversations += item.fork is None
             self._lines[item.name] = _Line(item, ContinuationId(item.name), may_continue=kind not in TREES)
@@ -102,7 +105,19 @@ class Storing:
     async def end(self) -> None:
         """Store what was taken. Called at the end of each file, whose conversations are then complete."""
         await self._flush_all()
+        for line in self._lines.values():
+            await self._name(line)
         self._lines.clear()
+
+    async def _name(self, line: _Line) -> None:
+        """Give a conversation of this import the title that its source states after its first messages."""
+        title = _shown_title(line.source.title)
+        if line.made_as is None or title is None or title == line.made_as:
+            return
+        try:
+            await self._conversations.change(self._owner, line.stored, ConversationUpdate(title=title))
+        except (NotFound, Conflict) as error:
+            self._report.note(f"{line.stored} keeps its title ({error})")
 
     async def _flush_all(self) -> None:
         for name in [name for name, line in self._lines.items() if line.batch]:
@@ -221,13 +236,13 @@ class Storing:
                 item=readable(each.record),
             )
             messages.append(with_files(message, files))
-        source = line.source
+        source, title = line.source, _title(line.source, batch)
         appended = await self._conversations.append(
             AppendRequest(
                 self._owner,
                 messages,
                 line.stored,
-                title=_title(source, batch),
+                title=title,
                 files=list(dict.fromkeys(file_ids)),
                 tool="import",
                 create=True,
@@ -237,6 +252,8 @@ class Storing:
                 updated_at=_newest(source, batch),
             )
         )
+        if appended.created:
+            line.made_as = title or ""
         self._report.stored += len(messages) - len(appended.skipped)
         line.count = appended.seqs[-1] if appended.seqs else line.count
 
@@ -271,17 +288,21 @@ class Storing:
         return found[0].message.seq if found else None
 
     async def _fork(self, origin: ContinuationId, seq: int, name: ContinuationId, title: str | None) -> None:
-        await self._conversations.fork(
-            self._owner, origin, at_seq=seq, title=title[:MAX_TITLE_CHARS] if title else None, name=name
-        )
+        await self._conversations.fork(self._owner, origin, at_seq=seq, title=_shown_title(title), name=name)
 
 
 def _title(source: SourceConversation, batch: Sequence[SourceMessage]) -> str | None:
     """Return the title of the source, or the beginning of the first prompt that a person wrote."""
-    if source.title is not None:
-        return readable(source.title)[:MAX_TITLE_CHARS]
+    shown = _shown_title(source.title)
+    if shown is not None:
+        return shown
     prompts = (each.text for each in batch if each.role == "user" and each.kind == "message")
     return next((title for text in prompts if not text.startswith("<") and (title := opening(readable(text)))), None)
+
+
+def _shown_title(title: str | None) -> str | None:
+    """Return a title of a source as it can be stored."""
+    return readable(title)[:MAX_TITLE_CHARS] or None if title is not None else None
 
 
 def _tags(tags: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,29 @@ def test_the_command_imports_reports_and_repeats(settings: dict[str, str], tmp_p
     assert (report["conversations"], report["stored"], report["damaged"]) == (2, 2, 1)
     assert report["sources"] == {"claude-code": 1, "chatgpt": 1}
     assert (rehearsal.returncode, first.returncode, second.returncode) == (0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends the command by a signal")
+def test_the_mirror_imports_what_is_added_until_it_is_stopped(settings: dict[str, str], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p" / "s.jsonl", [claude_line("m1", None, "hi", sessionId="mirrored")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exai", "import", "claude-code", "p", "--watch"],
+        env=environment({"PYTHONPATH": str(ROOT), **settings}), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "claude-code: 1 file read\n"
+        assert "1 message stored" in process.stdout.readline()
+        with path.open("a") as file:
+            file.write(json.dumps(claude_line("m2", "m1", "ho", "assistant", sessionId="mirrored")) + "\n")
+        assert process.stdout.readline() == "claude-code: 1 file read\n"
+        assert "2 messages: 1 message stored; the others were there already" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_the_command_says_what_it_cannot_import(settings: dict[str, str], tmp_path: Path) -> None:

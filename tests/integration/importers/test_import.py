@@ -216,6 +216,17 @@ async def test_characters_that_the_store_refuses_are_replaced_in_the_text_only(r
     assert (message.item or "") + "\n" == path.read_text()
 
 
+async def test_a_title_that_comes_late_is_given_to_a_long_session(rig: Rig, tmp_path: Path) -> None:
+    item = {"type": "message", "role": "user", "content": "question"}
+    lines = [codex_line("session_meta", {"id": "s"})]
+    lines += [codex_line("response_item", {**item, "id": str(place)}, place % 60) for place in range(450)]
+    lines.append(codex_line("event_msg", {"type": "thread_name_updated", "thread_name": "Named late"}))
+    await imported(rig, write_lines(tmp_path / "rollout-1.jsonl", lines))
+    page = await rig.app.conversations.read(LOCAL_OWNER, ContinuationId("s"), limit=1)
+
+    assert (page.conversation.title, page.conversation.last_seq) == ("Named late", 450)
+
+
 async def test_owners_do_not_see_each_others_imports(rig: Rig, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "s.jsonl", [claude_line("a", None, "hi")])
     await imported(rig, path, owner=OTHER)

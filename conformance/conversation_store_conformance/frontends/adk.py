@@ -8,7 +8,7 @@ from typing import Any
 from conversation_store_conformance.store import Item, Store
 
 APP = "conformance"
-ATTEMPTS = 20
+ATTEMPTS = 100
 
 
 class SessionServiceStore(Store):
@@ -29,8 +29,7 @@ class SessionServiceStore(Store):
 
     async def append(self, name: str, items: Sequence[Item]) -> None:
         """Append one event after the other."""
-        for item in items:
-            await self._append(name, item, {})
+        await self._append(name, [self._made(item, {}) for item in items])
 
     async def read(self, name: str) -> list[Item] | None:
         """Get the session."""
@@ -70,23 +69,27 @@ class SessionServiceStore(Store):
     async def append_with_state(self, name: str, items: Sequence[Item], changes: Mapping[str, Any]) -> None:
         """Append an event with a state delta."""
         *earlier, last = items
-        await self.append(name, earlier)
-        await self._append(name, last, changes)
+        await self._append(name, [*(self._made(item, {}) for item in earlier), self._made(last, changes)])
 
     def tenant(self, tenant: str) -> Store:
         """Return another user."""
         return SessionServiceStore(self._service, persistent=self.persistent, user=tenant)
 
-    async def _append(self, name: str, item: Item, changes: Mapping[str, Any]) -> None:
-        event = self._made(item, changes)
-        for attempt in range(ATTEMPTS):
+    async def _append(self, name: str, events: Sequence[Any]) -> None:
+        waiting = list(events)
+        session: Any = None
+        attempts = 0
+        while waiting:
+            session = session or await self._got_or_made(name)
             try:
-                await self._service.append_event(await self._got_or_made(name), event)
+                await self._service.append_event(session, waiting[0])
             except Exception as error:
-                if "stale" not in f"{type(error).__name__} {error}".lower() or attempt == ATTEMPTS - 1:
+                attempts += 1
+                if "stale" not in f"{type(error).__name__} {error}".lower() or attempts == ATTEMPTS:
                     raise
+                session = None
             else:
-                return
+                waiting.pop(0)
 
     async def _got_or_made(self, name: str) -> Any:
         session = await self._get(name)

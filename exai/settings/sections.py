@@ -226,8 +226,7 @@ class ServerSettings(Section):
     def call_deadline_s(self, client: str) -> float:
         """Return the time within which a call of the client with this name must be answered."""
         known, name = self._deadlines, client.strip().lower()
-        given = [each for each in known if name.startswith(each.lower())]
-        return known[max(given, key=len, default="*")]
+        return known[max((each for each in known if name.startswith(each.lower())), key=len, default="*")]
 
     @property
     def shortest_call_deadline_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import Counter
@@ -125,6 +126,39 @@ def test_a_file_of_this_device_is_attached_and_read_by_the_model(site: Site, ope
     asked = site.provider.requests()[-1]["body"]["messages"]
     assert ("zebra" in str(asked), "okapi" in str(asked)) == (True, False)
     assert page.get_by_role("button", name="Remove zebra.txt").count() == 0
+
+
+def test_large_content_of_an_answer_is_named_and_one_of_its_files(site: Site, open_page: OpenPage) -> None:
+    """Its reference would be dropped as an unknown element."""
+    image = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40_000)).decode()
+    site.provider.script({"reply": "kimi_answer", "content": [f"Drawn: data:image/png;base64,{image}"]})
+    name = site.call("chat", prompt="Draw it")["continuation_id"]
+    page = open_page(f"/#/c/{name}")
+    page.locator("#m2", has_text="Drawn: [image-").wait_for()
+    page.locator("#m2").get_by_role("button", name="File 1").wait_for()
+
+
+def test_files_that_have_changed_on_disk_are_read_again(site: Site, open_page: OpenPage, tmp_path: Path) -> None:
+    """An answer says which have changed; the switch is there where messages have files."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.py").write_text("old = 1\n")
+    with start_daemon({**site.settings, "EXAI_FILES__ROOTS": str(root)}) as daemon:
+        other = Site(daemon, site.provider)
+        name = other.call("chat", prompt="Why?", files=[str(root / "a.py")])["continuation_id"]
+        (root / "a.py").write_text("new = 2, longer\n")
+        page = open_page(f"{other.url}/#/c/{name}")
+        question = page.get_by_label("Continue this conversation")
+        question.fill("And now?")
+        page.keyboard.press("Enter")
+        page.locator(".notice", has_text="a.py has changed on disk since").wait_for()
+        question.fill("And now?")
+        page.get_by_label("Reread files").check()
+        question.press("Enter")
+        page.locator("#m6").wait_for()
+        assert "new = 2" in str(site.provider.requests()[-1]["body"]["messages"])
+        assert not page.get_by_label("Reread files").is_checked()
+        page.context.close()
 
 
 def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: OpenPage) -> None:

@@ -164,7 +164,8 @@ async function askModel({ prompt, files, reread, model, key }, conversation, sig
     show({ progress: `Storing ${file.name}…` });
     stored.push(await storeFile(file, signal));
   }
-  const given = { prompt, files: stored.length ? stored : undefined, model, reread: reread || undefined, continuation_id: conversation || undefined, idempotency_key: key };
+  const more = { files: stored.length ? stored : undefined, reread: reread || undefined };
+  const given = { prompt, model, ...more, continuation_id: conversation || undefined, idempotency_key: key };
   const meta = { progressToken: key, "exai/parts": true };
   return callTool("chat", given, { signal, onNotice, meta });
 }

@@ -14,6 +14,8 @@ import { Time } from "./ui.js";
 const FOLDED_CHARS = 4_000;
 const SHOWN_OF_FOLDED = 1_500;
 const REST_CHARS = 400_000;
+/** What stands in place of large content, which is a file of the message. */
+const TAKEN_OUT = /<content name="([^"<>]*)" type="[^"<>]*" size="\d+" sha256="[0-9a-f]{64}" id="[0-9a-f-]{36}"\/>/g;
 
 /** Without a prototype, since any client chooses the kind of a message: "toString" is none of these. */
 const NAMES = { __proto__: null, user: "You", assistant: "Model", system: "System", tool: "Tool" };
@@ -104,7 +106,7 @@ export function Reasoning({ text, isOpen = false }) {
 function Content({ message, conversation }) {
   const [more, setMore] = useState({ text: "", next: message.next_offset });
   const [isFolded, setFolded] = useState(true);
-  const text = message.content + more.text;
+  const text = (message.content + more.text).replace(TAKEN_OUT, "[$1]");
   const readRest = async () => {
     try {
       const given = { continuation_id: conversation, seq: message.seq, char_offset: more.next, max_chars: REST_CHARS };

@@ -101,6 +101,7 @@ async def test_every_row_and_byte_comes_back(source: Side, target: Side, rows_of
         source.url,
         "insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)"
         " select id, 1, 2 from public.conversations limit 1",
+        "insert into monitoring.erased_owners (digest) values ('the digest of a name')",
     )
     rows = await rows_of(source.url)
     backup = str(source.home / "backup")
@@ -113,7 +114,8 @@ async def test_every_row_and_byte_comes_back(source: Side, target: Side, rows_of
     status, out = await target.exai("restore", backup, *sealing)
     assert status == 0, out
     found = await rows_of(target.url)
-    assert {name for name, lines in rows.items() if not lines} == set()
+    # Without a key of the application there is no row of a key.
+    assert {name for name, lines in rows.items() if not lines} == {"exai.encryption_keys"}
     assert found == rows
     async with session(source.url) as one, session(target.url) as other:
         assert await schema_text(one) == await schema_text(other)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,9 @@ async def import_sources(
     importing = SourceImport(target, owner, on_progress)
     importing.report.total_bytes = await asyncio.to_thread(_size_bytes, paths)
     for path in paths:
-        with open_bundle(path) as bundle:
+        with ExitStack() as stack:
+            # The directory of an archive may be long.
+            bundle = await asyncio.to_thread(stack.enter_context, open_bundle(path))
             files = await asyncio.to_thread(recognised_files, bundle, kind)
             has_sources = any(isinstance(each, RecognisedFile) for each in files)
             for found in files:
@@ -97,7 +100,8 @@ class SourceImport:
             if found.kind == own.KIND:
                 await self._exports(document, before)
             else:
-                await self._records(READERS[found.kind](document), found.kind, document, before)
+                items = await asyncio.to_thread(READERS[found.kind], document)
+                await self._records(items, found.kind, document, before)
         except UNREADABLE as error:
             self.report.report(document.damaged("", f"cannot be read on ({getattr(error, 'strerror', None) or error})"))
         finally:

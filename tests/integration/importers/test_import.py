@@ -194,6 +194,25 @@ async def test_images_are_stored_once_and_records_stay_exact(rig: Rig, tmp_path:
     assert len(messages[0].metadata["file_ids"]) >= 1
 
 
+async def test_an_imported_conversation_is_exported_and_imported_by_another_owner(rig: Rig, tmp_path: Path) -> None:
+    """With its images, small and large, and its exact records."""
+    large = base64.b64encode(base64.b64decode(PNG) + b"\0" * 60_000).decode()
+    parts = [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+        for data in (PNG, large)
+    ]
+    await imported(rig, write_lines(tmp_path / "s.jsonl", [claude_line("a", None, parts)]))
+    text = [part async for part in rig.app.transfer.export(LOCAL_OWNER, ContinuationId("session-1"))]
+    (tmp_path / "export.jsonl").write_text("".join(text), "utf-8")
+    report = await imported(rig, tmp_path / "export.jsonl", owner=OTHER)
+    (message,) = await messages_of(rig, "session-1", OTHER)
+    files = await rig.app.files.get_all(OTHER, message.metadata["file_ids"])
+
+    assert report.problems == []
+    assert json.loads(message.item or "") == claude_line("a", None, parts)
+    assert [(await rig.app.files.read(OTHER, each.id))[1][:8] for each in files] == [b"\x89PNG\r\n\x1a\n"] * 2
+
+
 async def test_texts_beyond_the_limit_become_files_and_come_back(rig: Rig, tmp_path: Path) -> None:
     output = "".join(f"line {place}\n" for place in range(700_000))
     lines = [claude_line("a", None, "go"), claude_line("b", "a", [{"type": "tool_result", "content": output}])]

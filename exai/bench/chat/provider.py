@@ -133,11 +133,12 @@ async def main() -> None:
     """Print the port, and serve until standard input ends."""
     asked = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
-    async with await asyncio.start_server(StreamingProvider().serve, HOST, 0) as server:
-        sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
-        sys.stdout.flush()
-        await asked.read()
-        server.close()
+    # Not as a context, which since Python 3.12 would wait for connections that are kept open.
+    server = await asyncio.start_server(StreamingProvider().serve, HOST, 0)
+    sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
+    sys.stdout.flush()
+    await asked.read()
+    server.close()
 
 
 if __name__ == "__main__":

@@ -286,8 +286,11 @@ async def tls_door(valkey: Valkey, cert: Path, private: Path) -> AsyncIterator[i
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, private)
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         back, forth = await asyncio.open_connection(*valkey.address)
+        writers.extend((writer, forth))
         halves = [asyncio.create_task(copy(reader, forth)), asyncio.create_task(copy(back, writer))]
         await asyncio.wait(halves)
 
@@ -301,3 +304,6 @@ async def tls_door(valkey: Valkey, cert: Path, private: Path) -> AsyncIterator[i
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:
         yield server.sockets[0].getsockname()[1]
+        # Since Python 3.12 a server waits for its connections.
+        for writer in writers:
+            writer.transport.abort()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+from exai.db.filters import ListFilter
 from exai.errors import NotFound
 from exai.items import readable
 from exai.models import MAX_PAGE_MESSAGES, ContinuationId, Conversation, Message, NewMessage, Owner
 from exai.store import Conversations
-from exai.validation import MAX_NUMBER
+from exai.validation import MAX_LIST, MAX_NUMBER
 
 R = TypeVar("R")
 
@@ -117,6 +118,21 @@ async def completed(work: Coroutine[Any, Any, R]) -> R:
             task.exception()  # Otherwise asyncio reports that it was never retrieved.
         raise cancelled
     return task.result()
+
+
+async def list_all(conversations: Conversations, owner: Owner, prefix: str) -> AsyncIterator[Conversation]:
+    """Yield the conversations whose names begin so, a page at a time."""
+    cursor: str | None = None
+    while True:
+        only = ListFilter(part=prefix)
+        page = await conversations.list(owner, limit=MAX_LIST, cursor=cursor, only=only)
+        for conversation in page.conversations:
+            # The filter takes letters of either case for equal, and finds titles too.
+            if conversation.continuation_id.startswith(prefix):
+                yield conversation
+        cursor = page.next_cursor
+        if cursor is None:
+            return
 
 
 def moment_of(timestamp: object) -> datetime | None:

@@ -284,11 +284,15 @@ alter table public.conversations enable row level security;
 
 CREATE INDEX conversations_changed_idx ON public.conversations USING btree (changed_xid);
 
+CREATE INDEX conversations_created_idx ON public.conversations USING btree (owner, created_at, id);
+
 CREATE INDEX conversations_deleted_idx ON public.conversations USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
 
 CREATE INDEX conversations_expires_idx ON public.conversations USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
 CREATE INDEX conversations_former_idx ON public.conversations USING btree (owner, former_name) WHERE (former_name IS NOT NULL);
+
+CREATE INDEX conversations_name_idx ON public.conversations USING btree (owner, continuation_id COLLATE "C");
 
 CREATE INDEX conversations_parent_idx ON public.conversations USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
@@ -2352,6 +2356,42 @@ begin
   on conflict (conversation_id, file_id) do update set source = excluded.source where excluded.source is not null;
   get diagnostics v_linked = row_count;
   return v_linked;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.list_conversations_v1(p_owner text, p_limit integer, p_at timestamp with time zone, p_id uuid, p_deleted boolean, p_tags text[], p_metadata jsonb, p_begin text, p_pattern text, p_since timestamp with time zone, p_until timestamp with time zone, p_prefix text, p_prefix_end text, p_by text, p_ascending boolean, p_bytes bigint)
+ RETURNS TABLE(header text, deleted_at timestamp with time zone, newest_kind text)
+ LANGUAGE plpgsql
+ STABLE ROWS 50
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_time constant text := case p_by when 'created' then 'c.created_at' else 'c.updated_at' end;
+  v_order constant text := case when p_ascending then 'asc' else 'desc' end;
+begin
+  return query execute format($query$
+    select case when l.preceding <= $1 then l.header end, l.deleted_at, l.newest_kind
+      from (select f.header, f.deleted_at, f.newest_kind, f.at, f.id,
+                   sum(octet_length(f.header)) over (order by f.at %2$s, f.id %2$s) - octet_length(f.header) as preceding
+              from (select exai.header_v1(c)::text as header, %1$s as at, c.id, c.deleted_at,
+                           case when c.reply_seq = c.next_seq - 1 then c.reply_kind end as newest_kind
+                      from public.conversations c
+                     where c.owner = $2 and (c.deleted_at is not null) = $3 and (%1$s, c.id) %3$s ($4, $5)%4$s
+                     order by %1$s %2$s, c.id %2$s
+                     limit $6) f) l
+     order by l.at %2$s, l.id %2$s
+  $query$, v_time, v_order, case when p_ascending then '>' else '<' end,
+    concat(
+      case when p_prefix is not null then
+        ' and c.continuation_id collate "C" >= $7 and c.continuation_id collate "C" <= $8' end,
+      case when p_tags is not null then ' and c.tags @> $9' end,
+      case when p_metadata is not null then ' and c.metadata @> $10' end,
+      case when p_begin is not null then ' and (starts_with(c.continuation_id, $11) or c.title ~ $12)' end,
+      case when p_since is not null then ' and c.updated_at >= $13' end,
+      case when p_until is not null then ' and c.updated_at < $14' end))
+  using p_bytes, p_owner, p_deleted, p_at, p_id, p_limit, p_prefix, p_prefix_end, p_tags, p_metadata, p_begin,
+        p_pattern, p_since, p_until;
 end
 $function$
 ;

@@ -110,6 +110,13 @@ def check_conversation(owner: Owner, continuation_id: str) -> None:
     check_name("continuation_id", continuation_id, MAX_CONTINUATION_CHARS)
 
 
+def check_change(owner: Owner, continuation_id: str, expected_revision: object, key: object) -> None:
+    """Check what every change of an existing conversation names."""
+    check_conversation(owner, continuation_id)
+    check_optional_number("expected_revision", expected_revision)
+    check_optional_name("idempotency_key", key, MAX_KEY_CHARS)
+
+
 def check_number(field: str, value: object, least: int = 0, most: int = MAX_NUMBER) -> None:
     """Check a whole number, such as a sequence number, a revision, an offset or a limit."""
     if isinstance(value, bool) or not isinstance(value, int):

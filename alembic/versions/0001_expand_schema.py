@@ -66,7 +66,7 @@ TEXT_FUNCTIONS = (
 
 FUNCTIONS = (
     "server_epoch_v1", "pending_turns_v1", "header_v1", "live_header_v1", "turn_v1", "message_line_v1",
-    "read_page_v1", "read_forward_v1", "find_messages_v1",
+    "read_page_v1", "read_forward_v1", "find_messages_v1", "list_conversations_v1",
     "claim_name_v1", "known_keys_v1", "patch_metadata_v1", "check_patches_v1", "patch_records_v1", "place_v1",
     "rekey_messages_v1", "rekey_conversations_v1",
     "store_turn_v1", "append_v1", "append_batch_v1", "budgets_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",

@@ -15,6 +15,9 @@ INDEXES = {
     "conversations_changed_idx": "public.conversations (changed_xid)",
     "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
     "conversations_deleted_idx": "public.conversations (deleted_at) where deleted_at is not null",
+    "conversations_created_idx": "public.conversations (owner, created_at, id)",
+    # In the order of code points, so that names with the same beginning are adjacent in any locale.
+    "conversations_name_idx": 'public.conversations (owner, continuation_id collate "C")',
     "conversations_former_idx": "public.conversations (owner, former_name) where former_name is not null",
     "conversations_expires_idx": "public.conversations (expires_at) where expires_at is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",

@@ -15,7 +15,7 @@ from exai.client.connection import DaemonCall, StoreConnection
 from exai.client.failures import DAEMON
 from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound
 from exai.conversations.turns.result import TurnOutcome
-from exai.db.conversations import ConversationPage
+from exai.db.conversations import ConversationPage, ListOrder
 from exai.db.files import FileList
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import ConversationUpdate
@@ -94,11 +94,20 @@ class ConversationsClient:
         return page
 
     async def list(
-        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+        self,
+        owner: Owner,
+        *,
+        limit: int = PAGE_MESSAGES,
+        cursor: str | None = None,
+        only: ListFilter = ALL,
+        order: ListOrder = "updated",
+        ascending: bool = False,
     ) -> ConversationPage:
         """List conversations in pages."""
         only.validate(LIMITS)
-        page: ConversationPage = await self._ask("list", owner, limit=limit, cursor=cursor, only=only)
+        page: ConversationPage = await self._ask(
+            "list", owner, limit=limit, cursor=cursor, only=only, order=order, ascending=ascending
+        )
         return page
 
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:

@@ -9,21 +9,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final, get_args
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Loaded
 from exai.conversations.appends import Appends
-from exai.conversations.deduplication import content_hash, request_key
+from exai.conversations.deduplication import once
 from exai.conversations.indexing import Indexing
 from exai.conversations.large import LargeContent
 from exai.conversations.paging import newest_of, page_of
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import Appended, AppendRequest, Rewound
-from exai.db.conversations import ConversationPage, ConversationRepository
+from exai.db.conversations import ConversationPage, ConversationRepository, ListOrder
 from exai.db.filters import ALL, ListFilter
-from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository, IdempotencyKey
+from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository
 from exai.db.records import FoundMessage
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
@@ -38,14 +38,16 @@ from exai.models import (
     Owner,
     Page,
     Recorder,
-    TurnId,
 )
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
     MAX_KEY_CHARS,
     MAX_TITLE_CHARS,
+    check_change,
+    check_choice,
     check_conversation,
+    check_flag,
     check_keys,
     check_number,
     check_optional_name,
@@ -183,13 +185,30 @@ class ConversationStore:
         return replace(page, conversation=replace(page.conversation, pending=pending))
 
     async def list(
-        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+        self,
+        owner: Owner,
+        *,
+        limit: int = PAGE_MESSAGES,
+        cursor: str | None = None,
+        only: ListFilter = ALL,
+        order: ListOrder = "updated",
+        ascending: bool = False,
     ) -> ConversationPage:
-        """List conversations, latest change first: 1 database round trip per page, with any filter."""
+        """List conversations, by default latest change first: 1 database round trip per page, with any filter.
+
+        A cursor belongs to the order and the filters of its page. An order other than the default cannot be combined
+        with `tool` or `model`. Raises `InvalidArgument` or a `DatabaseError`.
+        """
         check_owner(owner)
         check_page(limit, cursor)
+        check_choice("order", order, get_args(ListOrder))
+        check_flag("ascending", ascending)
         only.validate(self._limits)
-        return await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
+        if only.turns is not None and (ascending or order != "updated"):
+            raise InvalidArgument("order", "comes with tool or model", "Use one of the two")
+        return await self._repository.list_conversations(
+            owner, limit=limit, cursor=cursor, only=only, order=order, ascending=ascending
+        )
 
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
         """Find messages by their words, best match first: 1 database round trip a page.
@@ -250,7 +269,7 @@ class ConversationStore:
         check_optional_number("at_seq", at_seq, least=1)
         forked = await self._curation.fork(
             ConversationKey(owner, continuation_id),
-            _once(idempotency_key, "conversation_fork", continuation_id, at_seq, title, *([name] if name else [])),
+            once(idempotency_key, "conversation_fork", continuation_id, at_seq, title, *([name] if name else [])),
             new_conversation_id=ConversationId(str(uuid.uuid4())),
             at_seq=at_seq,
             title=title,
@@ -284,14 +303,14 @@ class ConversationStore:
         conversation, which `restore` brings back until it is purged; consecutive rewinds share one. A repeated
         `idempotency_key` cuts nothing more. Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
-        _check_change(owner, continuation_id, expected_revision, idempotency_key)
+        check_change(owner, continuation_id, expected_revision, idempotency_key)
         check_optional_number("to_seq", to_seq)
         check_optional_number("drop", drop, least=1)
         if (to_seq is None) == (drop is None):
             raise InvalidArgument("to_seq", "and drop are both given or both left out", "Give one of the two")
         rewound = await self._curation.rewind(
             ConversationKey(owner, continuation_id),
-            _once(idempotency_key, "conversation_rewind", continuation_id, to_seq, drop),
+            once(idempotency_key, "conversation_rewind", continuation_id, to_seq, drop),
             cut_id=ConversationId(str(uuid.uuid4())),
             to_seq=to_seq,
             drop=drop,
@@ -322,7 +341,7 @@ class ConversationStore:
         A repeated `idempotency_key` changes nothing and returns the first result, also after later changes.
         Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
-        _check_change(owner, continuation_id, expected_revision, idempotency_key)
+        check_change(owner, continuation_id, expected_revision, idempotency_key)
         metadata = change.validate(self._limits)
         identity = (
             change.title,
@@ -330,7 +349,7 @@ class ConversationStore:
             metadata,
             *([change.expires_at] if change.expires_at is not None else []),
         )
-        request = _once(idempotency_key, "conversation_update", continuation_id, *identity)
+        request = once(idempotency_key, "conversation_update", continuation_id, *identity)
         changed = await self._curation.change(
             ConversationKey(owner, continuation_id), request, change, expected_revision=expected_revision
         )
@@ -361,8 +380,8 @@ class ConversationStore:
     async def _mark(
         self, owner: Owner, continuation_id: ContinuationId, deleted: bool, expected: int | None, key: str | None
     ) -> Conversation:
-        _check_change(owner, continuation_id, expected, key)
-        request = _once(key, "conversation_delete", continuation_id, deleted)
+        check_change(owner, continuation_id, expected, key)
+        request = once(key, "conversation_delete", continuation_id, deleted)
         marked = await self._curation.mark_deleted(
             ConversationKey(owner, continuation_id), request, deleted=deleted, expected_revision=expected
         )
@@ -377,14 +396,3 @@ class ConversationStore:
             raise refusal(changed.status, continuation_id, changed.current_revision, changed.present_name)
         await self._publisher.publish(changed.commit)
         return changed.commit.conversation
-
-
-def _check_change(owner: Owner, continuation_id: str, expected_revision: int | None, key: str | None) -> None:
-    check_conversation(owner, continuation_id)
-    check_optional_number("expected_revision", expected_revision)
-    check_optional_name("idempotency_key", key, MAX_KEY_CHARS)
-
-
-def _once(key: str | None, tool: str, *parts: Any) -> IdempotencyKey:
-    """Return the deduplication key of a change. Without `key` only retries within this call are deduplicated."""
-    return IdempotencyKey(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))

@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
 from exai.db.batching.appends import AppendBatcher
 from exai.db.batching.page_reads import PageReadBatcher
 from exai.db.concurrency import PoolShare
-from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
+from exai.db.cursors import FIRST_ASCENDING, FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database, Record
 from exai.db.filters import ALL, ListFilter
 from exai.db.patches import MetadataPatch, WholePatch
@@ -62,6 +62,8 @@ from exai.models import (
 )
 from exai.pages import JOINT, decode_page
 
+ListOrder = Literal["updated", "created"]
+
 NEWEST: Final = (None, 0, PAGE_MESSAGES, PAGE_BYTES, 0)
 """Arguments of the newest page: `before_seq`, messages to skip, maximum messages, maximum bytes, `char_offset`."""
 
@@ -89,17 +91,18 @@ CHANGES_LIMIT: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class ConversationPage:
-    """A page of conversations, latest change first; `next_cursor` is None on the last one."""
+    """A page of conversations, in the order that was asked for; `next_cursor` is None on the last one."""
 
     conversations: tuple[Conversation, ...]
     next_cursor: str | None
+    order: ListOrder = "updated"
+    ascending: bool = False
 
     def cursor_after(self, number: int) -> str | None:
         """Return the cursor after the first `number` conversations (at least 1), for a page that is cut to them."""
         if number >= len(self.conversations):
             return self.next_cursor
-        last = self.conversations[number - 1]
-        return write_cursor(Cursor(last.updated_at, last.id))
+        return cursor_of(self.conversations[number - 1], self.order, ascending=self.ascending)
 
 
 class ConversationRepository:
@@ -287,18 +290,29 @@ class ConversationRepository:
         )
 
     async def list_conversations(
-        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+        self,
+        owner: Owner,
+        *,
+        limit: int = PAGE_MESSAGES,
+        cursor: str | None = None,
+        only: ListFilter = ALL,
+        order: ListOrder = "updated",
+        ascending: bool = False,
     ) -> ConversationPage:
-        """Return an owner's conversations, latest change first: at most `limit`, fewer if their headers are large.
+        """Return an owner's conversations in an order: at most `limit`, fewer if their headers are large.
 
         Raises:
             InvalidArgument: the cursor is not one of a list.
 
         """
-        after = read_cursor(cursor) if cursor else FIRST_PAGE
+        first = FIRST_ASCENDING if ascending else FIRST_PAGE
+        after = read_cursor(cursor, order_name(order, ascending=ascending)) if cursor else first
         place = (owner, limit + 1, after.updated_at, after.id)
         name = "list_conversations" if only.turns is None else "list_conversations_by_turns"
-        rows = await self._database.fetch(name, *place, *only.arguments(self._codec), LIST_BYTES)
+        given = (*place, *only.arguments(self._codec), LIST_BYTES)
+        if only.prefix or ascending or order != "updated":
+            name, given = "list_conversations_in_order", (*given, *only.names, order, ascending)
+        rows = await self._database.fetch(name, *given)
         found = tuple(
             replace(
                 conversation_of(orjson.loads(row["header"]), self._codec),
@@ -309,7 +323,8 @@ class ConversationRepository:
             if row["header"] is not None
         )
         more = len(rows) > len(found)
-        return ConversationPage(found, write_cursor(Cursor(found[-1].updated_at, found[-1].id)) if more else None)
+        next_cursor = cursor_of(found[-1], order, ascending=ascending) if more else None
+        return ConversationPage(found, next_cursor, order, ascending)
 
     async def changes(self, since_xmin: str | None) -> Changes:
         """Return the current snapshot, and the conversations changed by transactions not visible to `since_xmin`'s."""
@@ -331,6 +346,17 @@ def _cut(message: Message, char_offset: int, budget_bytes: int) -> tuple[tuple[M
         return (message,), None
     part = message.content[char_offset : char_offset + most]
     return (message._replace(content=part),), ContentPart(char_offset, chars)
+
+
+def order_name(order: ListOrder, *, ascending: bool) -> str:
+    """Return the name of an order in cursors; latest change first has none."""
+    return "" if order == "updated" and not ascending else f"{order}-{'asc' if ascending else 'desc'}"
+
+
+def cursor_of(last: Conversation, order: ListOrder, *, ascending: bool) -> str:
+    """Return the cursor after a conversation of a list."""
+    at = last.created_at if order == "created" else last.updated_at
+    return write_cursor(Cursor(at, last.id, order_name(order, ascending=ascending)))
 
 
 def just_stored(

@@ -23,14 +23,21 @@ MAX_LEVEL: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The position after a row of a list whose order is by time, latest first, then by id."""
+    """The position after a row of a list whose order is by a time, latest first, then by id.
+
+    `order` names another order, whose cursors are not those of this one.
+    """
 
     updated_at: datetime
     id: str
+    order: str = ""
 
 
 FIRST_PAGE: Final = Cursor(datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
 """Before every row that a list, latest first, can have."""
+
+FIRST_ASCENDING: Final = Cursor(datetime.min.replace(tzinfo=UTC), "00000000-0000-0000-0000-000000000000")
+"""Before every row that a list, oldest first, can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +57,16 @@ class SearchPlace:
 
 def write_cursor(cursor: Cursor) -> str:
     """Return the text of a position in a list."""
-    return _encode(f"{cursor.updated_at.isoformat()} {cursor.id}")
+    return _encode(f"{cursor.updated_at.isoformat()} {cursor.id} {cursor.order}".rstrip())
 
 
-def read_cursor(text: str) -> Cursor:
-    """Return the position; the inverse of `write_cursor`. Raises `InvalidArgument`."""
+def read_cursor(text: str, order: str = "") -> Cursor:
+    """Return the position in a list in this order; the inverse of `write_cursor`. Raises `InvalidArgument`."""
     try:
-        at, _, last_id = _decode(text).partition(" ")
-        cursor = Cursor(datetime.fromisoformat(at), str(UUID(last_id)))
+        at, last_id, *rest = _decode(text).split(" ")
+        cursor = Cursor(datetime.fromisoformat(at), str(UUID(last_id)), order)
+        if rest != ([order] if order else []):
+            raise ValueError(text)
         check_time("cursor", cursor.updated_at)
     except (ValueError, binascii.Error):
         raise InvalidArgument("cursor", "is not one this list gave", CURE) from None

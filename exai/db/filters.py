@@ -15,8 +15,10 @@ from typing import Any, Final
 from exai.db.rows import json_of
 from exai.encryption.codec import Codec
 from exai.encryption.envelope import MARK
+from exai.errors import InvalidArgument
 from exai.settings.load import LimitSettings
 from exai.validation import (
+    MAX_CONTINUATION_CHARS,
     MAX_KIND_CHARS,
     MAX_MODEL_CHARS,
     check_flag,
@@ -30,6 +32,7 @@ from exai.validation import (
 UNREAD: Final = re.escape(MARK)
 
 MAX_PART_CHARS: Final = 200
+LAST_CHAR: Final = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class ListFilter:
     """Conversations that are `deleted` or not, have all of `tags`, and whose metadata holds `metadata`.
 
     `part` is the beginning of a conversation's name, or a part of its title. `tool` and `model` are those of one of its
-    turns. `since` (inclusive) and `until` (exclusive) bound the time of its last change.
+    turns. `since` (inclusive) and `until` (exclusive) bound the time of its last change. `prefix` is the exact
+    beginning of its name.
     """
 
     deleted: bool = False
@@ -48,6 +52,7 @@ class ListFilter:
     model: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    prefix: str = ""
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that Postgres cannot compare with stored ones."""
@@ -59,6 +64,14 @@ class ListFilter:
         check_optional_name("model", self.model, MAX_MODEL_CHARS)
         check_time("since", self.since)
         check_time("until", self.until)
+        check_text("prefix", self.prefix, limits.message_bytes)
+        if self.prefix and self.turns is not None:
+            raise InvalidArgument("prefix", "comes with tool or model", "Use one of the two")
+
+    @property
+    def names(self) -> tuple[str, str] | tuple[None, None]:
+        """Return the first and the last name with the prefix, None if names are not filtered by it."""
+        return (self.prefix, self.prefix + LAST_CHAR * MAX_CONTINUATION_CHARS) if self.prefix else (None, None)
 
     @property
     def turns(self) -> tuple[str | None, str | None] | None:

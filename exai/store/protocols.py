@@ -13,7 +13,7 @@ from typing import Protocol
 
 from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound
 from exai.conversations.turns.result import TurnOutcome
-from exai.db.conversations import ConversationPage
+from exai.db.conversations import ConversationPage, ListOrder
 from exai.db.files import FileList
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import ConversationUpdate
@@ -54,7 +54,14 @@ class Conversations(Protocol):
         """Read a page of messages, oldest first."""
 
     async def list(
-        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+        self,
+        owner: Owner,
+        *,
+        limit: int = PAGE_MESSAGES,
+        cursor: str | None = None,
+        only: ListFilter = ALL,
+        order: ListOrder = "updated",
+        ascending: bool = False,
     ) -> ConversationPage:
         """List conversations in pages."""
 

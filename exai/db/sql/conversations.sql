@@ -108,6 +108,14 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
  limit $2::integer) f) l
  order by l.updated_at desc, l.id desc;
 
+-- name: list_conversations_in_order
+-- repeat: read
+-- A page of an owner's conversations in any order, or of those whose names begin alike; see list_conversations_v1.
+select p.header::text, p.deleted_at::timestamptz, p.newest_kind::text
+  from exai.list_conversations_v1(
+    $1::text, $2::integer, $3::timestamptz, $4::text::uuid, $5::boolean, $6::text[], $7::text::jsonb, $8::text, $9::text,
+    $10::timestamptz, $11::timestamptz, $13::text, $14::text, $15::text, $16::boolean, $12::bigint) p;
+
 -- name: list_conversations_by_turns
 -- repeat: read
 -- The same page of the conversations with a turn of this tool or model. The condition stands alone, so that the planner

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exai.conversations import ChatRequest
+from exai.conversations import AppendRequest, ChatRequest
 from exai.db.filters import ListFilter
-from exai.models import LOCAL_OWNER
+from exai.errors import InvalidArgument
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 
 
@@ -39,3 +41,58 @@ async def test_a_list_is_narrowed_by_tool_model_and_time_in_one_statement(rig: R
     assert await titles(until=second.updated_at) == ["First"]
     assert await titles(since=second.updated_at) == ["Second"]
     assert await titles(since=first.updated_at, until=second.updated_at + timedelta(seconds=1)) == ["Second", "First"]
+
+
+NAMES = ["a", "a/1", "a/2", "A/3", "a%", "a_b", "ab", "a/\U0010ffff", "á/1", "b", "a/" + "x" * 498]
+
+
+async def test_names_with_a_prefix_and_every_order(rig: Rig) -> None:
+    """The prefix is exact; pages follow each other in each order; one round trip a page."""
+    append, listed = rig.app.conversations.append, rig.app.conversations.list
+    for number, name in enumerate(NAMES):
+        created = datetime(2024, 1, 1 + (number * 5) % len(NAMES), tzinfo=UTC)
+        request = AppendRequest(
+            LOCAL_OWNER,
+            [NewMessage("user", "x")],
+            ContinuationId(name),
+            create=True,
+            created_at=created,
+            tags=[name[:1]],
+        )
+        await append(request)
+        await append(replace(request, owner=Owner("other")))
+
+    async def names(limit: int = 3, **more: Any) -> list[str]:
+        found: list[str] = []
+        cursor: str | None = None
+        while True:
+            rig.reset()
+            page = await listed(LOCAL_OWNER, limit=limit, cursor=cursor, **more)
+            assert rig.cost() == (1, 0)
+            found += [each.continuation_id for each in page.conversations]
+            if page.next_cursor is None:
+                return found
+            assert page.cursor_after(len(page.conversations)) == page.next_cursor
+            cursor = page.next_cursor
+
+    by_creation = sorted(NAMES, key=lambda name: (NAMES.index(name) * 5) % len(NAMES))
+    assert await names(ascending=True) == NAMES
+    assert await names() == NAMES[::-1]
+    assert await names(order="created", ascending=True) == by_creation
+    assert await names(order="created") == by_creation[::-1]
+    for prefix in ("a", "a/", "a%", "a_", "A", "a/\U0010ffff", "zz", "á"):
+        expected = [name for name in by_creation if name.startswith(prefix)]
+        assert await names(order="created", ascending=True, only=ListFilter(prefix=prefix)) == expected
+        assert {*await names(only=ListFilter(prefix=prefix))} == {*expected}
+    only = ListFilter(prefix="a", tags=["a"], part="a/")
+    assert await names(only=only, ascending=True) == ["a/1", "a/2", "a/\U0010ffff", NAMES[-1]]
+    await rig.app.conversations.delete(LOCAL_OWNER, ContinuationId("a/1"))
+    assert "a/1" not in await names(only=ListFilter(prefix="a/"))
+    assert await names(only=ListFilter(prefix="a/", deleted=True)) == ["a/1"]
+    cursor = (await listed(LOCAL_OWNER, limit=1)).next_cursor
+    for wrong in ({"order": "created"}, {"ascending": True}):
+        with pytest.raises(InvalidArgument, match="cursor"):
+            await listed(LOCAL_OWNER, cursor=cursor, **wrong)
+    for more in ({"order": "title"}, {"ascending": 1}, {"only": ListFilter(prefix="a", tool="chat")}):
+        with pytest.raises(InvalidArgument):
+            await listed(LOCAL_OWNER, **more)

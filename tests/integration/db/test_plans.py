@@ -13,6 +13,7 @@ import pytest
 
 from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import LIST_BYTES
+from exai.db.cursors import FIRST_ASCENDING, FIRST_PAGE
 from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.driver.statements import load_statements
 from exai.db.filters import ALL, ListFilter, part_of
@@ -240,6 +241,37 @@ async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
     args = (*args, *ALL.arguments(PLAIN), LIST_BYTES)
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
+
+
+MANY = """
+insert into conversations (owner, continuation_id, created_at, updated_at)
+select case when i % 100 = 0 then 'other' else 'local' end, 'app/' || i % 1000 || '/' || i,
+       timestamptz '2024-01-01' + make_interval(secs => (i * 7919) % 100000),
+       timestamptz '2024-01-01' + make_interval(secs => i)
+  from generate_series(1, 100000) i;
+"""
+ORDERS = [(order, ascending) for order in ("updated", "created") for ascending in (False, True)]
+
+
+async def test_lists_in_any_order_and_by_prefix_read_few_rows(database: Database) -> None:
+    """Of 100,000 conversations: a page of them all, or those whose names begin alike."""
+    connection = await connect(database.address, timeout_s=60)
+    try:
+        await connection.execute(MANY)
+        await vacuum(connection, "conversations")
+        text = load_statements()["list_conversations_in_order"].text
+        for order, ascending in ORDERS:
+            first = FIRST_ASCENDING if ascending else FIRST_PAGE
+            for prefix, found, most in (("", 21, 21), ("app/7/", 21, 101), ("app/77/99", 1, 1), ("x", 0, 1)):
+                only = ListFilter(prefix=prefix)
+                args = ("local", 21, first.updated_at, first.id, *only.arguments(PLAIN), LIST_BYTES)
+                args = (*args, *only.names, order, ascending)
+                assert len(await connection.fetch(text, *args)) == found, (order, ascending, prefix)
+                counts = await touched(connection, "list_conversations_in_order", *args)
+                assert all(scans == 0 for scans, _ in counts.values()), (order, ascending, prefix, counts)
+                assert counts.get("conversations", (0, 0))[1] <= 2 * most, (order, ascending, prefix, counts)
+    finally:
+        await connection.close()
 
 
 ASKED = """

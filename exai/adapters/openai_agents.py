@@ -32,7 +32,7 @@ PLAIN_FIELDS: Final = {"role", "content"}
 TEXT_FIELDS: Final = ("text", "refusal", "output", "summary", "content", "result", "transcript")
 """Where items have readable text, in the order of reading."""
 
-Item = Any
+SessionItem = Any
 """An input item of the Responses API: a mapping of any form."""
 
 
@@ -65,7 +65,7 @@ class ExaiSession:
         self._name, self._owner = session_name(session_id), owner
         self._source = StoreSource(store, token)
 
-    async def get_items(self, limit: int | None = None, *, wrapper: RunContext | None = None) -> list[Item]:
+    async def get_items(self, limit: int | None = None, *, wrapper: RunContext | None = None) -> list[SessionItem]:
         """Return the newest `limit` items, oldest first; all for a negative number, or without a limit."""
         count = self._default_limit() if limit is None else limit
         if count == 0:
@@ -75,7 +75,7 @@ class ExaiSession:
         found = () if history is None else map(item_of, history.messages)
         return [each for each in found if each is not None]
 
-    async def add_items(self, items: Sequence[Item], *, wrapper: RunContext | None = None) -> None:
+    async def add_items(self, items: Sequence[SessionItem], *, wrapper: RunContext | None = None) -> None:
         """Store items as one block. Raises `TypeError` or `ValueError` for one that is not JSON."""
         messages = [message_of(item) for item in items]
         conversations, owner = await self._open(wrapper)
@@ -87,7 +87,7 @@ class ExaiSession:
 
         await completed(store())
 
-    async def pop_item(self, *, wrapper: RunContext | None = None) -> Item | None:
+    async def pop_item(self, *, wrapper: RunContext | None = None) -> SessionItem | None:
         """Remove the newest item and return it, None if there is none. Concurrent callers receive different items."""
         conversations, owner = await self._open(wrapper)
         return await completed(self._pop(conversations, owner))
@@ -108,7 +108,7 @@ class ExaiSession:
         """Close the connections to a daemon; a store that was given stays open."""
         await self._source.close()
 
-    async def _pop(self, conversations: Conversations, owner: Owner) -> Item | None:
+    async def _pop(self, conversations: Conversations, owner: Owner) -> SessionItem | None:
         while True:
             try:
                 rewound = await conversations.rewind(owner, self._name, drop=1)
@@ -134,7 +134,7 @@ class ExaiSession:
         return limit
 
 
-def message_of(item: Item) -> NewMessage:
+def message_of(item: SessionItem) -> NewMessage:
     """Return an item as a message."""
     text = dump_item(item)
     if not isinstance(item, Mapping):
@@ -150,7 +150,7 @@ def _is_storable(content: object) -> bool:
     return isinstance(content, str) and UNSTORABLE.search(content) is None
 
 
-def item_of(message: Message) -> Item | None:
+def item_of(message: Message) -> SessionItem | None:
     """Return the item of a message, also of one that another client stored; None if its item is damaged."""
     if message.item is None:
         return {"role": PLAIN_ROLES.get(message.role, "user"), "content": message.content}

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from exai.errors import ConfigError
 from exai.settings.addresses import is_loopback
-from exai.settings.sections import CacheSettings, DatabaseSettings, FileSettings, JwtSettings, ServerSettings
+from exai.settings.files import FileSettings
+from exai.settings.sections import CacheSettings, DatabaseSettings, JwtSettings, ServerSettings
 
 
 def contradictions(

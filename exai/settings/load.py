@@ -28,6 +28,7 @@ from exai.settings.addresses import UnusableAddress, redact
 from exai.settings.contradictions import contradictions, store_contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import NOT_SETTINGS, OLDER_NAMES, Reading, Search, Value, read_environment
+from exai.settings.files import FileSettings, S3Settings, SupabaseStorageSettings
 from exai.settings.requests import RequestSettings
 from exai.settings.sections import (
     AnswerSettings,
@@ -37,7 +38,6 @@ from exai.settings.sections import (
     DatabaseSettings,
     Directory,
     EndpointSettings,
-    FileSettings,
     JwtSettings,
     LimitSettings,
     LogLevel,
@@ -45,10 +45,8 @@ from exai.settings.sections import (
     ProviderSettings,
     ProvidersSettings,
     RetentionSettings,
-    S3Settings,
     Section,
     ServerSettings,
-    SupabaseStorageSettings,
     TelemetrySettings,
 )
 from exai.settings.store import StoreSettings

@@ -6,8 +6,6 @@ reads the variables, and the rest of EXAI imports the sections from there.
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,13 +43,13 @@ CALL_DEADLINES: Final[Mapping[str, float]] = {
 Codex, 600 s for Gemini CLI and 60 s for most; the first three wait as long as they receive progress."""
 
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
 """Other programs' names of log levels, since they share LOG_LEVEL with EXAI."""
 
 
-def _secret(check: Callable[[str], str]) -> AfterValidator:
-    return AfterValidator(lambda secret: SecretStr(check(secret.get_secret_value())))
+def secret(check: Callable[[str], str]) -> AfterValidator:
+    """Return the validator of a secret, made of one of its text."""
+    return AfterValidator(lambda value: SecretStr(check(value.get_secret_value())))
 
 
 def _check_token(token: str) -> str:
@@ -88,31 +86,6 @@ def _check_endpoint_name(name: str) -> str:
     return name.lower()
 
 
-def _check_storage_key(key: str) -> str:
-    cure = "Copy the secret key (sb_secret_...) or the service_role key; in Supabase it is under API Keys"
-    if key.startswith("sb_publishable_"):
-        raise UnusableAddress("is a publishable key, which may not store files", cure)
-    if _role_of(key) == "anon":
-        raise UnusableAddress("is the anon key, which may not store files", cure)
-    return check_header(key)
-
-
-def _role_of(key: str) -> str | None:
-    """Return the role in a key of the older kind, which is a signed token; the newer ones are opaque."""
-    payload = key.split(".")[1] if key.startswith("eyJ") and key.count(".") == 2 else ""
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except ValueError:
-        return None
-    return claims.get("role") if isinstance(claims, dict) else None
-
-
-def _check_bucket(name: str) -> str:
-    if not BUCKET_NAME.fullmatch(name):
-        raise UnusableAddress("cannot be a bucket's name", "Use 3 to 63 lower-case letters, digits, - and .")
-    return name
-
-
 def _level(value: Any) -> Any:
     return LEVELS.get(value.strip().lower(), value.strip().lower()) if isinstance(value, str) else value
 
@@ -121,17 +94,15 @@ def _off(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-DatabaseUrl = Annotated[SecretStr, _secret(check_postgres)]
-CacheUrl = Annotated[SecretStr, _secret(check_redis)]
+DatabaseUrl = Annotated[SecretStr, secret(check_postgres)]
+CacheUrl = Annotated[SecretStr, secret(check_redis)]
 BaseUrl = Annotated[str, AfterValidator(check_http)]
-ApiKey = Annotated[SecretStr, _secret(check_header)]
-Token = Annotated[SecretStr, _secret(_check_token)]
+ApiKey = Annotated[SecretStr, secret(check_header)]
+Token = Annotated[SecretStr, secret(_check_token)]
 PublishableKey = Annotated[str, AfterValidator(check_publishable)]
-JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
+JwtSecret = Annotated[SecretStr, secret(_check_jwt_secret)]
 JwksUrl = Annotated[str, AfterValidator(check_key_url)]
 OwnerName = Annotated[str, AfterValidator(_check_owner)]
-StorageKey = Annotated[SecretStr, _secret(_check_storage_key)]
-BucketName = Annotated[str, AfterValidator(_check_bucket)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
@@ -335,44 +306,6 @@ class LimitSettings(Section):
     append_messages: int = Field(default=1_000, ge=1)
     append_files: int = Field(default=200, ge=1)
     metadata_bytes: int = Field(default=262_144, ge=1024)
-
-
-class SupabaseStorageSettings(Section):
-    """A private bucket of Supabase Storage, used if both address and key are set."""
-
-    url: BaseUrl | None = None
-    key: StorageKey | None = None
-    bucket: BucketName = "exai"
-
-    @property
-    def is_on(self) -> bool:
-        """Return whether the store can be used."""
-        return self.url is not None and self.key is not None
-
-
-class S3Settings(Section):
-    """A bucket of an S3-compatible service, used if `bucket` is set; without keys those of the environment are used."""
-
-    bucket: BucketName | None = None
-    endpoint: BaseUrl | None = None
-    region: str = "us-east-1"
-    access_key_id: ApiKey | None = None
-    secret_access_key: ApiKey | None = None
-    prefix: str = ""
-
-
-class FileSettings(Section):
-    """Files. Without roots no file of this machine is read by its path."""
-
-    store: Literal["postgres", "directory", "supabase", "s3"] = "postgres"
-    supabase: SupabaseStorageSettings = SupabaseStorageSettings()
-    s3: S3Settings = S3Settings()
-    roots: tuple[Directory, ...] = ()
-    max_bytes: int = Field(default=32 * 1_048_576, ge=1024, le=1_073_741_824)
-    call_max_bytes: int = Field(default=128 * 1_048_576, ge=1024)
-    import_max_bytes: int = Field(default=8 * 1_073_741_824, ge=1024)
-    orphan_grace_s: float = Field(default=3_600.0, ge=60)
-    provider_extract: bool = True
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -34,6 +34,7 @@ OTHER_ENDINGS: Final = (".json", ".md", ".markdown")
 """Endings of files that exports and directories of sessions have beside their conversations."""
 
 OTHER_FILES: Final = "files without conversations"
+NOTHING: Final = "has no file that can be imported"
 UNKNOWN: Final = "is not recognised as an export; name its kind if it is one"
 
 OnProgress = Callable[[ImportReport], None]
@@ -69,6 +70,8 @@ async def import_sources(
             # The directory of an archive may be long.
             bundle = await asyncio.to_thread(stack.enter_context, open_bundle(path))
             files = await asyncio.to_thread(recognised_files, bundle, kind)
+            if not files:
+                importing.report.report(DamagedRecord(str(path), NOTHING))
             has_sources = any(isinstance(each, RecognisedFile) for each in files)
             for found in files:
                 if isinstance(found, str) and has_sources and found.lower().endswith(OTHER_ENDINGS):

@@ -128,3 +128,14 @@ async def test_nothing_recognised_is_reported(tmp_path: Path) -> None:
     report = await rehearsed(tmp_path / "x.json")
 
     assert report.problems == ["x.json: is not recognised as an export; name its kind if it is one"]
+
+
+async def test_a_directory_without_sources_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_lines(tmp_path / "other" / "s.jsonl", [claude_line("a", None, "hi")])
+    write_lines(tmp_path / "other" / "t.jsonl", [claude_line("b", None, "hi")])
+    empty = await rehearsed(tmp_path / "empty")
+    other = await import_sources(None, LOCAL_OWNER, [tmp_path / "other"], "codex")
+
+    for report in (empty, other):
+        assert report.problems[0].endswith("has no file that can be imported")

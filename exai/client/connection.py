@@ -43,6 +43,10 @@ from exai.store import wire
 PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 1.0
 CONNECT_S: Final = 5.0
+DISCOVER: Final = "server/discover"
+LARGE_BYTES: Final = 1_048_576
+"""A request below it is accepted by every daemon."""
+
 MAX_RESTARTS: Final = 5
 """How often a long answer is begun again because it changed meanwhile."""
 
@@ -111,7 +115,9 @@ class StoreConnection:
         self, call: DaemonCall, parameters: Mapping[str, Any], scope: asyncio.Timeout
     ) -> Mapping[str, Any]:
         streams = call.on_part is not None
-        body, headers = self._body(call.operation, parameters, streams=streams), self._headers(call, streams=streams)
+        method = wire.PREFIX + call.operation
+        body = self._message(method, parameters, streams=streams)
+        headers = self._headers(method, call.owner, streams=streams)
         while True:
             call.attempts += 1
             call.is_waiting = True
@@ -124,6 +130,8 @@ class StoreConnection:
                 raise DependencyError(DAEMON, f"cannot be asked: {_reason(error)}") from error
             except httpx.TransportError as error:
                 call.was_sent, call.problem = True, _reason(error)
+                if len(body) > LARGE_BYTES:
+                    await self._check_size(call, len(body))
             except (ShuttingDown, DaemonUnavailable) as error:
                 call.problem = str(error)
             except OutcomeUnknown as error:
@@ -136,6 +144,20 @@ class StoreConnection:
                 call.problem, pause_s = str(error), max(pause_s, error.retry_after_s)
             call.is_waiting = False
             await asyncio.sleep(pause_s)
+
+    async def _check_size(self, call: DaemonCall, size_bytes: int) -> None:
+        """Raise `InvalidArgument` for a request that exceeds the daemon's limit.
+
+        A daemon that refuses a request before all of it was sent may close the connection before the refusal is read.
+        """
+        given = self._message(DISCOVER, {}, streams=False), self._headers(DISCOVER, call.owner, streams=False)
+        try:
+            found = await self._ask(*given, None)
+        except (httpx.TransportError, ExaiError):
+            return  # The call itself is repeated.
+        limit = found["capabilities"].get("extensions", {}).get(wire.EXTENSION, {}).get(wire.MAX_BYTES)
+        if limit is not None and size_bytes > limit:
+            raise _too_large(size_bytes)
 
     async def _ask(self, body: bytes, headers: Mapping[str, str], on_part: OnPart | None) -> Mapping[str, Any]:
         if on_part is None:
@@ -174,7 +196,7 @@ class StoreConnection:
             raise DependencyError(DAEMON, "an answer in parts does not have its digest", "Call again")
         return orjson.loads(joined)
 
-    def _body(self, operation: str, parameters: Mapping[str, Any], *, streams: bool) -> bytes:
+    def _message(self, method: str, parameters: Mapping[str, Any], *, streams: bool) -> bytes:
         number = next(self._ids)
         meta: dict[str, Any] = {
             versions.META_VERSION: versions.MODERN,
@@ -185,22 +207,22 @@ class StoreConnection:
         message = {
             "jsonrpc": "2.0",
             "id": number,
-            "method": wire.PREFIX + operation,
+            "method": method,
             "params": {**parameters, "_meta": meta},
         }
         try:
             return wire.encode(message)
         except TypeError as error:
-            raise InvalidArgument(operation, f"cannot be sent as JSON: {error}", "Use plain JSON values") from None
+            raise InvalidArgument(method, f"cannot be sent as JSON: {error}", "Use plain JSON values") from None
 
-    def _headers(self, call: DaemonCall, *, streams: bool) -> Mapping[str, str]:
+    def _headers(self, method: str, owner: Owner, *, streams: bool) -> Mapping[str, str]:
         headers = {
             "content-type": JSON,
             "accept": f"{JSON}, {STREAM}" if streams else JSON,
             "mcp-protocol-version": versions.MODERN,
-            "mcp-method": wire.PREFIX + call.operation,
+            "mcp-method": method,
         }
-        token = self._token(call.owner) if callable(self._token) else self._token
+        token = self._token(owner) if callable(self._token) else self._token
         if token is None:
             return headers
         if not isinstance(token, str) or TOKEN.fullmatch(token) is None:
@@ -254,11 +276,15 @@ def _result_of(status: int, headers: httpx.Headers, content: bytes, sent_bytes: 
     if status in AWAY_STATUSES:
         raise DaemonUnavailable(DAEMON, f"HTTP status {status}")
     if status == 413:
-        cure = "Send less at once, or raise the daemon's EXAI_SERVER__MESSAGE_MAX_BYTES (by default 8,388,608)"
-        raise InvalidArgument("request", f"is {sent_bytes:,} bytes, more than the daemon accepts", cure)
+        raise _too_large(sent_bytes)
     if status == 429:
         raise Overloaded("requests of this owner", 0, retry_after_s=_seconds(headers.get("retry-after")))
     raise DependencyError(DAEMON, f"answered with HTTP status {status}", "Check the address, which ends in /mcp")
+
+
+def _too_large(size_bytes: int) -> InvalidArgument:
+    cure = "Send less at once, or raise the daemon's EXAI_SERVER__MESSAGE_MAX_BYTES (by default 8,388,608)"
+    return InvalidArgument("request", f"is {size_bytes:,} bytes, more than the daemon accepts", cure)
 
 
 def _checked(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,6 +28,9 @@ from exai.models import FileId, Owner, StoredFile
 from exai.store.protocols import Chats, Conversations, Files
 
 EXTENSION: Final = "exai/store"
+MAX_BYTES: Final = "messageMaxBytes"
+"""The largest request, in the daemon's description of the extension."""
+
 PREFIX: Final = "store/"
 LEFT_OUT: Final = frozenset({"self", "on_delta"})
 """Parameters that are not sent: parts of an answer come as progress."""

@@ -107,7 +107,7 @@ def store_feature(app: App) -> Feature:
     """Return the methods and the capability of the extension."""
     calls = StoreCalls(app)
     return Feature(
-        {"extensions": {wire.EXTENSION: {}}},
+        {"extensions": {wire.EXTENSION: {wire.MAX_BYTES: app.settings.server.message_max_bytes}}},
         [
             Method(
                 wire.PREFIX + name,

@@ -356,10 +356,11 @@ async def test_answers_longer_than_a_reply_arrive_whole(store: Store) -> None:
 
 async def test_a_request_larger_than_a_message_names_the_limit(guarded: Daemon) -> None:
     async with connect(address(guarded), token=token_of) as client:
-        refused = await refusal_of(client.files.put(ALICE, [FileContent("n", bytes(9_000_000))]))
-        assert isinstance(refused, InvalidArgument)
-        assert "is 12,000," in str(refused)
-        assert "EXAI_SERVER__MESSAGE_MAX_BYTES" in str(refused)
+        for size_bytes in (9_000_000, 40_000_000):
+            refused = await refusal_of(client.files.put(ALICE, [FileContent("n", bytes(size_bytes))]))
+            assert isinstance(refused, InvalidArgument)
+            assert f"is {size_bytes // 3 * 4 // 1_000_000}," in str(refused)
+            assert "EXAI_SERVER__MESSAGE_MAX_BYTES" in str(refused)
 
 
 async def test_a_question_without_a_model_is_refused_as_in_the_process(store: Store) -> None:

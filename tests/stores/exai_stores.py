@@ -16,7 +16,7 @@ from conversation_store_conformance import Item
 from conversation_store_conformance import Store as ConformanceStore
 from exai.app import open_app
 from exai.client import connect
-from exai.conversations import AppendRequest
+from exai.conversations import AppendRequest, MetadataPatch
 from exai.errors import NotFound
 from exai.fairness import RequestWork, request_work
 from exai.items import dump_item, load_item, readable
@@ -27,9 +27,6 @@ from exai.store import Store
 DAEMON = "EXAI_STORES_DAEMON"
 PAGE = 500
 LIST = 200
-WITHOUT_STATE = (
-    frozenset() if "patch" in AppendRequest.__dataclass_fields__ else frozenset({"state", "append_with_state"})
-)
 SHOWN_CHARS = 100_000
 """Of the readable text of an item; the item itself is stored whole."""
 
@@ -54,8 +51,7 @@ class ExaiStore(ConformanceStore):
     def __init__(self, store: Store, owner: Owner = LOCAL_OWNER, work: RequestWork | None = None) -> None:
         self._conversations, self._store, self._owner, self._work = store.conversations, store, owner, work
         hooks = {name for name in ("lose_cache", "lose_reply", "restart") if getattr(HOOKS, name) is None}
-        rewinding = set() if hasattr(store.conversations, "rewind") else {"rewind", "clear", "pop"}
-        self.lacks = frozenset(hooks | ({"cost"} if work is None else set()) | rewinding | WITHOUT_STATE)
+        self.lacks = frozenset(hooks | ({"cost"} if work is None else set()))
 
     async def append(self, name: str, items: Sequence[Item]) -> None:
         if items:
@@ -131,7 +127,7 @@ class ExaiStore(ConformanceStore):
         return (await self._conversations.read(self._owner, _named(name), limit=1)).conversation.metadata
 
     async def append_with_state(self, name: str, items: Sequence[Item], changes: Mapping[str, Any]) -> None:
-        await self._append(name, items, patch=dict(changes))
+        await self._append(name, items, patch=MetadataPatch(dict(changes)))
 
     def tenant(self, tenant: str) -> ConformanceStore:
         return ExaiStore(self._store, Owner(tenant), self._work)

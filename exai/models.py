@@ -209,6 +209,7 @@ class StoredFile:
 
     `store` names the blob store that has the bytes, under `storage_path` if it is not the database. `encoding` is the
     encoding of the text, None if it is not yet determined. `source` is set if a daemon read the file from a disk.
+    `seal` reads an encrypted content (`exai.encryption.contents`), whose stored form has the digest `stored_sha256`.
     """
 
     id: FileId
@@ -222,6 +223,13 @@ class StoredFile:
     encoding: str | None = None
     storage_path: str | None = None
     source: FileSource | None = field(default=None, compare=False)
+    seal: Any = field(default=None, compare=False)
+    stored_sha256: str = field(default="", compare=False)
+
+    @property
+    def address(self) -> str:
+        """The digest by which the database and the stores name the content."""
+        return self.stored_sha256 or self.sha256
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ WORDS: Final = "exai.message_words"
 BLOBS: Final = ("id", "size_bytes")
 PARTS: Final = ("blob_id", "number", "characters", "data")
 OWNER: Final = "owner"
+KEYS: Final = "exai.encryption_keys"
 LOST: Final = "lost"
 """The path of a content whose bytes are in no store."""
 
@@ -64,6 +65,12 @@ class BackupRestorer:
     async def restore(self, url: str) -> Restored:
         """Fill the database, which is at the revision of the backup. Raises a `DatabaseError` or `BlobError`."""
         manifest = self._backup.manifest
+        if self._names and any(table.name == KEYS and table.rows for table in manifest.tables):
+            raise InvalidArgument(
+                "--owner",
+                "cannot rename owners, because the content of this backup is encrypted for each owner",
+                "Restore it with the names it has, then export conversations and import them for the other owner",
+            )
         self._progress.expect(manifest.expected_bytes)
         async with open_loading(url) as loading:
             known = {table.name: table for table in manifest.tables}

@@ -6,7 +6,7 @@ import json
 import shutil
 from typing import TextIO
 
-from exai.bench import cloud, scale
+from exai.bench import cloud, keys, scale
 from exai.bench.chat import run as chat
 from exai.bench.door import run as door
 from exai.bench.door.report import door_as_json, door_as_text
@@ -34,6 +34,12 @@ async def bench_cloud(*, here: bool, quick: bool, latency_ms: float, as_json_tex
         plan, here=here, latency_ms=latency_ms or cloud.CLOUD_MS, progress=_progress_on(error)
     )
     return json.dumps(cloud.as_json(found), indent=2) if as_json_text else cloud.as_text(found)
+
+
+async def bench_keys(*, quick: bool, as_json_text: bool, error: TextIO) -> str:
+    """Run the bench with keys beside the one without, and return its output. Raises as `run_keys`."""
+    report = await keys.run_keys(QUICK if quick else FULL, progress=_progress_on(error))
+    return json.dumps(keys.keys_as_json(report), indent=2) if as_json_text else keys.keys_as_text(report)
 
 
 async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Final, Protocol
 
-from exai.errors import BlobError
+from exai.encryption.codec import PLAIN, Codec
+from exai.encryption.contents import open_parts, stored_range
+from exai.errors import BlobError, ContentUnreadable
 from exai.models import Owner, StoredFile, Unused
 
 OWNER_CHARS: Final = 32
@@ -85,8 +88,8 @@ class BlobStore(Protocol):
 class Blobs:
     """The configured store, and the others, which are still read."""
 
-    def __init__(self, chosen: BlobStore, *others: BlobStore) -> None:
-        self.chosen = chosen
+    def __init__(self, chosen: BlobStore, *others: BlobStore, codec: Codec = PLAIN) -> None:
+        self.chosen, self.codec = chosen, codec
         self._stores: Mapping[str, BlobStore] = {store.name: store for store in (chosen, *others)}
 
     @property
@@ -101,6 +104,8 @@ class Blobs:
 
     async def get(self, owner: Owner, file: StoredFile) -> bytes:
         """Return all bytes of a file, checked against their digest. Raises `BlobError` or a `DatabaseError`."""
+        if file.seal is not None:
+            return await self.read(owner, file, 0, file.size_bytes)
         data = await self.of(file).read(owner, file, 0, file.size_bytes)
         if len(data) != file.size_bytes or await asyncio.to_thread(digest, data) != file.sha256:
             raise BlobError("files", f"the bytes of {file.sha256} have changed", "Restore them from a backup")
@@ -109,8 +114,11 @@ class Blobs:
     async def get_all(self, owner: Owner, files: Iterable[StoredFile]) -> Mapping[str, bytes | str]:
         """Return all whole contents by SHA-256, or the reason why one cannot be returned. Raises `DatabaseError`."""
         by_store: dict[str, dict[str, StoredFile]] = {}
+        sealed: dict[str, StoredFile] = {}
         for file in files:
-            by_store.setdefault(file.store, {})[file.sha256] = file
+            by_store.setdefault(file.store, {})[file.address] = stored_form(file)
+            if file.seal is not None:
+                sealed[file.address] = file
         found: dict[str, bytes | str] = {}
         for name, contents in by_store.items():
             if name in self._stores:
@@ -118,15 +126,38 @@ class Blobs:
                 found |= await asyncio.to_thread(_checked, contents, read)
             else:
                 found |= dict.fromkeys(contents, f"it is in the store {name!r}, which this daemon does not have")
+        for address, file in sealed.items():
+            data = found.pop(address)
+            found[file.sha256] = data if isinstance(data, str) else await self._opened(owner, file, data)
         return found
+
+    async def _opened(self, owner: Owner, file: StoredFile, data: bytes) -> bytes | str:
+        """Return a whole encrypted content, or the reason why it cannot be decrypted."""
+        try:
+            return await asyncio.to_thread(open_parts, self.codec, owner, file.seal, data, (0, file.size_bytes))
+        except ContentUnreadable as error:
+            return str(error)
 
     async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return some bytes of a file. Raises as `get`."""
         size_bytes = max(0, min(size_bytes, file.size_bytes - offset))
+        if file.seal is not None:
+            begin, stored_bytes = stored_range(file.seal, offset, size_bytes)
+            data = await self.of(file).read(owner, stored_form(file), begin, stored_bytes)
+            if len(data) != stored_bytes:
+                raise BlobError("files", f"the bytes of {file.address} are not all there", "Restore them from a backup")
+            return await asyncio.to_thread(open_parts, self.codec, owner, file.seal, data, (offset, size_bytes))
         data = await self.of(file).read(owner, file, offset, size_bytes) if size_bytes else b""
         if len(data) != size_bytes:
             raise BlobError("files", f"the bytes of {file.sha256} are not all there", "Restore them from a backup")
         return data
+
+    async def characters(self, owner: Owner, file: StoredFile) -> Sequence[int]:
+        """Return how many characters of UTF-8 begin in each part of `PART_BYTES`."""
+        if file.seal is not None:
+            counts: Sequence[int] = file.seal.characters
+            return counts
+        return await self.of(file).characters(owner, file)
 
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove bytes without a content from every store; see `BlobStore.sweep`."""
@@ -147,6 +178,13 @@ class Blobs:
             cure = f"Set EXAI_FILES__STORE={name}, or the address and key of that store beside another one"
             raise BlobError("files", f"the store {name!r} is not configured", cure)
         return store
+
+
+def stored_form(file: StoredFile) -> StoredFile:
+    """Return a file as the stores know it: of an encrypted content the digest and the size of its stored form."""
+    if file.seal is None:
+        return file
+    return replace(file, sha256=file.address, size_bytes=file.seal.stored_bytes, seal=None, stored_sha256="")
 
 
 def digest(data: bytes) -> str:

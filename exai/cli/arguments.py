@@ -366,4 +366,7 @@ def _add_bench(commands: Any) -> None:
         action="store_true",
         help="measure what EXAI adds to a model's answer, and reads through a daemon beside 200 chats",
     )
+    bench.add_argument(
+        "--keys", action="store_true", help="measure operations with encryption beside those without, in one run"
+    )
     bench.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -94,6 +94,8 @@ async def _link(settings: Settings, owner: Owner, name: str, lifetime_s: int) ->
         raise InvalidArgument("--lifetime-s", "is too small", "Give a number of seconds, 1 or more")
     async with open_app(settings) as app:
         file = await app.files.get(owner, FileId(name))
+        if file.seal is not None:
+            raise InvalidArgument("FILE_ID", "is encrypted, so no address can serve it", "Read it with file_get")
         store = app.files.blobs.of(file)
         if await store.size(owner, file) is None:
             raise NotFound("file", name, "Its bytes are missing: `exai prune`, then store it again")

@@ -319,7 +319,7 @@ def _drill(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     require_server("bench")
-    from exai.bench.command import bench, bench_chat, bench_cloud, bench_door
+    from exai.bench.command import bench, bench_chat, bench_cloud, bench_door, bench_keys
     from exai.logs import configure_logging
     from exai.settings.load import LogSettings
 
@@ -332,6 +332,11 @@ def _bench(options: argparse.Namespace) -> int:
     if options.chat and (options.door or options.scale or options.cloud or options.latency_ms):
         raise ConfigError("--chat", "is a measurement of its own", "Leave out the other measurements and --latency-ms")
     configure_logging(LogSettings(level="error"))
+    if options.keys:
+        if options.here or options.scale or options.door or options.cloud or options.chat or options.latency_ms:
+            raise ConfigError("--keys", "is a measurement of its own", "Leave out all others but --quick and --json")
+        print(run(bench_keys(quick=options.quick, as_json_text=options.json, error=sys.stderr)))
+        return OK
     if options.chat:
         print(run(bench_chat(here=options.here, quick=options.quick, as_json_text=options.json, error=sys.stderr)))
         return OK

@@ -50,7 +50,7 @@ class LargeContent:
 
     def take(self, owner: Owner, text: object) -> Taken | None:
         """Return a text without its large content, None if it has none; blocks for long texts."""
-        return take_out(owner, text, self._limits.message_bytes, self._files.max_bytes)
+        return take_out(owner, text, self._limits.message_bytes, self._files.max_bytes, self._files.stored_as(owner))
 
     async def take_from(self, owner: Owner, text: object) -> Taken | None:
         """Return a text without its large content, None if it has none."""
@@ -63,7 +63,9 @@ class LargeContent:
         """Return a text without its large images and `data:` URLs; a text beyond the limit of a message stays whole."""
         if not isinstance(text, str) or len(text) < LEAST_BYTES:
             return None
-        return await asyncio.to_thread(take_out, owner, text, MAX_NUMBER, self._files.max_bytes)
+        return await asyncio.to_thread(
+            take_out, owner, text, MAX_NUMBER, self._files.max_bytes, self._files.stored_as(owner)
+        )
 
     async def take_all(self, owner: Owner, messages: Sequence[NewMessage]) -> list[Lightened | None]:
         """Return for each message what is large in it, or None; invalid messages are left to validation.
@@ -85,7 +87,9 @@ class LargeContent:
     def lighten(self, owner: Owner, message: NewMessage) -> Lightened | None:
         """Return what is large in a message, None if nothing is; blocks for long texts."""
         content = self.take(owner, message.content)
-        item = take_out(owner, getattr(message, "item", None), ITEM_BYTES, self._files.max_bytes)
+        item = take_out(
+            owner, getattr(message, "item", None), ITEM_BYTES, self._files.max_bytes, self._files.stored_as(owner)
+        )
         return Lightened(content, item) if content or item else None
 
     async def along(self, owner: Owner, pieces: Sequence[Piece]) -> FilesAlong:

@@ -175,7 +175,7 @@ class Transfer:
         while True:
             page = await self._files.list(owner, continuation_id=continuation_id, limit=MAX_LIST, cursor=cursor)
             for file in page.files:
-                if is_piece(owner, file.id, file.sha256, file.media_type):
+                if is_piece(owner, file.id, file.address, file.media_type):
                     # Its content is in the message from which it was taken.
                     continue
                 if left_bytes is not None and file.size_bytes > left_bytes:

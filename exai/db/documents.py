@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from exai.db.driver.pool import Database
+from exai.db.driver.pool import Database, Record
+from exai.errors import ContentUnreadable
 from exai.models import Owner
 
 TextSource = Literal["local", "provider"]
@@ -34,16 +35,28 @@ class DocumentRepository:
     """Texts of documents, in Postgres; each method is one statement. Methods with an owner access only its rows."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
 
     async def texts(self, owner: Owner, digests: Sequence[str]) -> Mapping[str, StoredText]:
         """Return the known texts and recent failures by SHA-256. Raises `DatabaseError`."""
         rows = await self._database.fetch("read_texts", owner, list(digests), FAILURE_VALID_S)
-        return {row["sha256"]: StoredText(row["source"], row["text"], row["note"]) for row in rows}
+        return {row["sha256"]: found for row in rows if (found := self._opened(owner, row)) is not None}
+
+    def _opened(self, owner: Owner, row: Record) -> StoredText | None:
+        """Return a text, None if it cannot be decrypted, so that it is made again."""
+        open_text, sha256 = self._codec.opened_text, row["sha256"]
+        try:
+            text = None if row["text"] is None else open_text(owner, sha256, "text", row["text"])
+            return StoredText(row["source"], text, open_text(owner, sha256, "note", row["note"]))
+        except ContentUnreadable:
+            return None
 
     async def keep(self, owner: Owner, sha256: str, found: StoredText) -> None:
         """Store the text of a content, or a failed attempt; a text is never replaced by a failure."""
-        await self._database.fetch("put_text", owner, sha256, found.source, found.text, found.note)
+        seal = self._codec.text
+        text = None if found.text is None else seal(owner, sha256, "text", found.text)
+        note = seal(owner, sha256, "note", found.note)
+        await self._database.fetch("put_text", owner, sha256, found.source, text, note)
 
     async def remember(self, key_id: str, file_id: str) -> None:
         """Remember a copy at a provider."""

@@ -14,7 +14,13 @@ from exai.db.driver.pool import Database
 from exai.db.filters import part_of
 from exai.db.records import FilesAlong
 from exai.db.rows import source_of
+from exai.encryption.contents import read_seal
+from exai.encryption.envelope import MARK
+from exai.errors import ContentUnreadable
 from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, FileSource, Owner, StoredFile
+
+NO_TEXT: Final = "binary"
+"""As `exai.blobs.decoding.BINARY`."""
 
 FIRST_STORE: Final = "directory"
 """Where the bytes of a file are that was stored before contents had rows."""
@@ -83,7 +89,7 @@ class FileRepository:
     """Files and their links, in Postgres. Methods with an owner access only that owner's rows."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._codec = database, database.codec
 
     async def put(self, owner: Owner, store: str, files: Sequence[NewFile]) -> list[StoredFile | None]:
         """Store files and the bytes that come along, in the order given: 1 round trip.
@@ -92,26 +98,26 @@ class FileRepository:
         """
         along = files_along(store, files)
         rows = await self._database.fetch("put_files", owner, along.store, along.described, along.data)
-        return [_file_of(row, created=row["created"]) if row["id"] else None for row in rows]
+        return [self._file(owner, row, created=row["created"]) if row["id"] else None for row in rows]
 
     async def get(self, owner: Owner, file_ids: Sequence[FileId]) -> dict[FileId, StoredFile]:
         """Return those of the files that exist, by id."""
         rows = await self._database.fetch("get_files", owner, list(file_ids))
-        return {FileId(row["id"]): _file_of(row) for row in rows}
+        return {FileId(row["id"]): self._file(owner, row) for row in rows}
 
     async def get_shown(
         self, owner: Owner, file_ids: Sequence[FileId], conversation_id: ConversationId
     ) -> dict[FileId, StoredFile]:
         """Return those of the files that exist, by id, each with its source in a conversation."""
         rows = await self._database.fetch("get_shown_files", owner, list(file_ids), conversation_id)
-        return {FileId(row["id"]): _read_file_of(row) for row in rows}
+        return {FileId(row["id"]): self._read_file(owner, row) for row in rows}
 
     async def list_read(
         self, owner: Owner, continuation_id: ContinuationId, machine: str, limit: int
     ) -> tuple[StoredFile, ...]:
         """Return a conversation's files that were read on this machine, those read last first, at most `limit`."""
         rows = await self._database.fetch("list_read_files", owner, continuation_id, machine, limit)
-        return tuple(_read_file_of(row) for row in rows)
+        return tuple(self._read_file(owner, row) for row in rows)
 
     async def list(
         self,
@@ -132,9 +138,32 @@ class FileRepository:
             rows = await self._database.fetch("list_files", *page, *part_of(part.lower()))
         else:
             rows = await self._database.fetch("list_conversation_files", *page, continuation_id)
-        found = tuple(_file_of(row) for row in rows[:limit])
+        found = tuple(self._file(owner, row) for row in rows[:limit])
         more = len(rows) > limit
         return FileList(found, write_cursor(Cursor(found[-1].created_at, found[-1].id)) if more else None)
+
+    def _file(self, owner: Owner, row: asyncpg.Record, *, created: bool = False) -> StoredFile:
+        """Return a file as it was given, with what is needed to read it if it is encrypted."""
+        file = _file_of(row, created=created)
+        if file.encoding is None or not file.encoding.startswith(MARK):
+            return file
+        try:
+            seal = read_seal(self._codec, owner, file.sha256, file.encoding)
+        except ContentUnreadable:
+            # Whoever reads it receives the stored form, in which there is no text.
+            return replace(file, encoding=NO_TEXT)
+        return replace(
+            file,
+            sha256=seal.sha256,
+            size_bytes=seal.size_bytes,
+            encoding=seal.encoding,
+            seal=seal,
+            stored_sha256=file.sha256,
+        )
+
+    def _read_file(self, owner: Owner, row: asyncpg.Record) -> StoredFile:
+        file, source = self._file(owner, row), row["source"]
+        return file if source is None else replace(file, source=source_of(orjson.loads(source)))
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> Linked:
         """Link files to a conversation, all of them or, when one is missing, none."""
@@ -154,7 +183,7 @@ class FileRepository:
     async def stored(
         self, stores: Sequence[str], after: tuple[str, str], limit: int
     ) -> Sequence[tuple[Owner, StoredFile]]:
-        """Return contents in some stores, each with a file, in the order of owner and SHA-256; for all owners."""
+        """Return contents in some stores as they are stored, each with a file, in the order of owner and SHA-256."""
         rows = await self._database.fetch("stored_files", *after, list(stores), limit)
         return [(Owner(row["owner"]), _file_of(row)) for row in rows]
 
@@ -227,8 +256,3 @@ def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         encoding=row["encoding"],
         storage_path=row["storage_path"],
     )
-
-
-def _read_file_of(row: asyncpg.Record) -> StoredFile:
-    file, source = _file_of(row), row["source"]
-    return file if source is None else replace(file, source=source_of(orjson.loads(source)))

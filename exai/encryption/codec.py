@@ -202,7 +202,7 @@ class KeyedCodec(Codec):
     """Encrypts with one key and decrypts with all; without a key to encrypt it only decrypts."""
 
     def __init__(self, keyring: Keyring, newest: str | None, *, hashes_words: bool = True) -> None:
-        self._keyring, self._newest = keyring, newest
+        self.keyring, self._newest = keyring, newest
         self.is_on = newest is not None
         self.words = HashedWords(keyring) if hashes_words else None
 
@@ -255,7 +255,7 @@ class KeyedCodec(Codec):
             return text
         bound, data = self._name(owner, name), text.encode()
         aad = _aad(field, owner, bound)
-        nonce = self._keyring.hashed(owner, f"nonce {self._newest}", aad + b"\0" + data)[:NONCE_BYTES]
+        nonce = self.keyring.hashed(owner, f"nonce {self._newest}", aad + b"\0" + data)[:NONCE_BYTES]
         return write(self._newest, nonce + self._cipher(self._newest, owner).encrypt(nonce, data, aad), bound)
 
     def entry(self, owner: str, name: str, data: bytes) -> bytes:
@@ -271,7 +271,7 @@ class KeyedCodec(Codec):
 
     def blind(self, owner: str, digest: str) -> str:
         """Return a keyed hash of a digest, by which no content can be guessed."""
-        return self._keyring.hashed(owner, "digest", digest.encode()).hex() if self.is_on else digest
+        return self.keyring.hashed(owner, "digest", digest.encode()).hex() if self.is_on else digest
 
     def stored_bytes(self, size_bytes: int) -> int:
         """Return half as much again: base64, and what is added to each message."""
@@ -325,7 +325,7 @@ class KeyedCodec(Codec):
     def _decrypted(self, owner: str, sealed: Sealed, field: str, *bound: str) -> bytes:
         from cryptography.exceptions import InvalidTag
 
-        cipher = self._keyring.cipher(sealed.key, owner)
+        cipher = self.keyring.cipher(sealed.key, owner)
         if cipher is None:
             raise ContentUnreadable(field, *_missing(sealed.key))
         kind, *rest = bound
@@ -335,7 +335,7 @@ class KeyedCodec(Codec):
             raise ContentUnreadable(field, *CHANGED) from None
 
     def _cipher(self, name: str, owner: str) -> AESGCM:
-        cipher = self._keyring.cipher(name, owner)
+        cipher = self.keyring.cipher(name, owner)
         if cipher is None:
             raise AssertionError("the newest key is in the keyring")
         return cipher

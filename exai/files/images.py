@@ -5,8 +5,24 @@ Invariant: only the header is read, and a header that is incomplete or contradic
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from dataclasses import dataclass
 from typing import Final
+
+HEAD_CHARS: Final = 64
+SIGNS: Final = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "image/tiff": re.compile(rb"II\*\0|MM\0\*"),
+    "image/avif": re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL),
+    "image/heic": re.compile(rb"....ftyp(?:hei[cxms]|mif1)", re.DOTALL),
+    "image/svg+xml": re.compile(rb"<svg[\s>]|<\?xml.{0,1000}?<svg[\s>]", re.DOTALL),
+}
+"""The beginnings of images, also of those that no model reads."""
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 GIF: Final = (b"GIF87a", b"GIF89a")
@@ -79,3 +95,17 @@ def _big(data: bytes) -> int:
 
 def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
+
+
+def image_type(data: bytes) -> str | None:
+    """Return the media type of an image, by its first bytes."""
+    return next((kind for kind, sign in SIGNS.items() if sign.match(data)), None)
+
+
+def begins_image(text: str) -> bool:
+    """Return whether base64 that is not all well formed begins as that of an image does."""
+    head = text[:HEAD_CHARS].replace("\\/", "/")
+    try:
+        return image_type(base64.b64decode(head[: len(head) // 4 * 4], validate=True)) is not None
+    except (binascii.Error, ValueError):
+        return False

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exai.blobs.base import characters_by_part, digest
 from exai.blobs.decoding import encoding_of
 from exai.db.files import NewFile
+from exai.encryption.codec import Codec
+from exai.encryption.contents import seal_content, write_seal
 from exai.errors import InvalidArgument
 from exai.files.names import checked_media_type, checked_name
 from exai.files.paths import too_large
-from exai.models import FileId, FileSource
+from exai.models import FileId, FileSource, Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,23 @@ class LoadableFile:
 def loaded(field: str, content: FileContent) -> LoadableFile:
     """Return a file whose content is given."""
     return LoadableFile(field, lambda: content)
+
+
+def sealed(codec: Codec, owner: Owner, new: NewFile, data: bytes) -> tuple[NewFile, bytes]:
+    """Return a file in the form in which it is stored: encrypted, if contents are."""
+    found = seal_content(codec, owner, data, new.sha256, new.encoding)
+    if found is None:
+        return new, data
+    stored, seal = found
+    stored_sha256 = digest(stored)
+    encrypted = replace(
+        new,
+        sha256=stored_sha256,
+        size_bytes=len(stored),
+        encoding=write_seal(codec, owner, stored_sha256, replace(seal, characters=tuple(new.characters))),
+        characters=characters_by_part(stored),
+    )
+    return encrypted, stored
 
 
 def ready(source: LoadableFile, max_bytes: int) -> tuple[NewFile, bytes]:

@@ -156,7 +156,7 @@ def _check_line(first: int, lines: int) -> None:
 
 async def _long_part(blobs: Blobs, owner: Owner, file: StoredFile, offset: int, limit: int) -> FilePart:
     """Read from the start of the part that contains the first character."""
-    counts = await blobs.of(file).characters(owner, file)
+    counts = await blobs.characters(owner, file)
     mark = file.encoding == MARKED_UTF_8
     check_offset("offset", offset, sum(counts) - mark)
     before = number = 0

@@ -15,12 +15,13 @@ import binascii
 import mimetypes
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from exai.blobs.base import digest
+from exai.files.images import begins_image, image_type
 from exai.files.names import DEFAULT_MEDIA_TYPE
 from exai.items import ITEM, TAKEN_FROM_ITEM
 from exai.models import FILE_IDS, FileId, Message, NewMessage, Owner
@@ -57,18 +58,16 @@ URL_REST: Final = re.compile(r"[^\s\"'<>()\[\]`]*")
 LINE_END: Final = re.compile(r"\r\n|\n|\\r\\n|\\n")
 LINE_ENDS: Final = ("\r\n", "\n", "\\r\\n", "\\n")
 PADDING: Final = re.compile(r"={0,2}")
-HEAD_CHARS: Final = 64
-SIGNS: Final = {
-    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
-    "image/gif": re.compile(rb"GIF8[79]a"),
-    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
-    "image/tiff": re.compile(rb"II\*\0|MM\0\*"),
-    "image/avif": re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL),
-    "image/heic": re.compile(rb"....ftyp(?:hei[cxms]|mif1)", re.DOTALL),
-    "image/svg+xml": re.compile(rb"<svg[\s>]|<\?xml.{0,1000}?<svg[\s>]", re.DOTALL),
-}
-"""The beginnings of images, also of those that no model reads."""
+
+
+StoredAs: TypeAlias = Callable[[bytes], bytes]
+
+
+class Keeper(NamedTuple):
+    """The owner of pieces, and the form in which a content is stored, whose digest names it."""
+
+    owner: Owner
+    stored: StoredAs
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +133,10 @@ class Taken:
         return replace(message, content=self.content, metadata={**metadata, TAKEN_OUT: facts})
 
 
-def take_out(owner: Owner, text: object, limit_bytes: int, file_bytes: int) -> Taken | None:
+def take_out(owner: Owner, text: object, limit_bytes: int, file_bytes: int, stored: StoredAs = bytes) -> Taken | None:
     """Return a text without its large content, or None if it has none. No piece is larger than `file_bytes`.
+
+    `stored` returns the form in which a content is stored, whose digest names the piece.
 
     A text that cannot be stored at all (`exai.validation` says why) is left as it is.
     """
@@ -145,13 +146,14 @@ def take_out(owner: Owner, text: object, limit_bytes: int, file_bytes: int) -> T
         size_bytes = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
         return None
-    found = [(begin, end, piece) for begin, end, piece in _pieces(owner, text) if len(piece.data) <= file_bytes]
+    keeper = Keeper(owner, stored)
+    found = [(begin, end, piece) for begin, end, piece in _pieces(keeper, text) if len(piece.data) <= file_bytes]
     taken = _without(text, found)
     if size_bytes > limit_bytes and (taken is None or len(taken.content.encode()) > limit_bytes):
         # The limit may be smaller than the beginning that is usually kept.
         kept = min(KEPT_CHARS, limit_bytes // 8)
         rest = text[kept:].encode()
-        piece = _piece(owner, rest, TEXT_TYPE, {})
+        piece = _piece(keeper, rest, TEXT_TYPE, {})
         taken = _without(text, [(kept, len(text), piece)]) if len(rest) <= file_bytes else None
     return taken
 
@@ -286,7 +288,7 @@ def _without(text: str, found: Sequence[tuple[int, int, Piece]]) -> Taken | None
     return Taken("".join(parts) + text[position:], tuple(places), tuple(piece for _, _, piece in found))
 
 
-def _pieces(owner: Owner, text: str) -> Iterator[tuple[int, int, Piece]]:
+def _pieces(keeper: Keeper, text: str) -> Iterator[tuple[int, int, Piece]]:
     """Yield the large base64 images and `data:` URLs of a text, with their places."""
     position = 0
     while (start := START.search(text, position)) is not None:
@@ -302,9 +304,9 @@ def _pieces(owner: Owner, text: str) -> Iterator[tuple[int, int, Piece]]:
         if end - start.start() < LEAST_BYTES:
             continue
         given = text[start.start() : end]
-        piece = _decoded(owner, text[start.start() : body], text[body:end], start["type"]) if is_base64 else None
-        if piece is None and (is_url or _begins_image(given)):
-            piece = _piece(owner, given.encode(), TEXT_TYPE, {})
+        piece = _decoded(keeper, text[start.start() : body], text[body:end], start["type"]) if is_base64 else None
+        if piece is None and (is_url or begins_image(given)):
+            piece = _piece(keeper, given.encode(), TEXT_TYPE, {})
         if piece is not None:
             yield start.start(), end, piece
 
@@ -336,7 +338,7 @@ def _url_end(text: str, begin: int) -> int:
     return found.end() if found else begin
 
 
-def _decoded(owner: Owner, prefix: str, body: str, media_type: str | None) -> Piece | None:
+def _decoded(keeper: Keeper, prefix: str, body: str, media_type: str | None) -> Piece | None:
     """Return base64 as a file, None if its bytes would not be written as this text again, or are no image."""
     form: dict[str, Any] = {"code": "base64", "prefix": prefix}
     separator = LINE_END.search(body, 0, MAX_LINE_CHARS + len("\\r\\n"))
@@ -358,8 +360,8 @@ def _decoded(owner: Owner, prefix: str, body: str, media_type: str | None) -> Pi
         return None
     if _text_of(data, form) != prefix + body:
         return None
-    kind = media_type.lower() if media_type else _image_type(data)
-    return _piece(owner, data, kind or DEFAULT_MEDIA_TYPE, form) if prefix or kind else None
+    kind = media_type.lower() if media_type else image_type(data)
+    return _piece(keeper, data, kind or DEFAULT_MEDIA_TYPE, form) if prefix or kind else None
 
 
 def _text_of(data: bytes, form: Mapping[str, Any]) -> str:
@@ -375,25 +377,11 @@ def _text_of(data: bytes, form: Mapping[str, Any]) -> str:
     return str(form["prefix"]) + encoded
 
 
-def _image_type(data: bytes) -> str | None:
-    """Return the media type of an image, by its first bytes."""
-    return next((kind for kind, sign in SIGNS.items() if sign.match(data)), None)
-
-
-def _begins_image(text: str) -> bool:
-    """Return whether base64 that is not all well formed begins as that of an image does."""
-    head = text[:HEAD_CHARS].replace("\\/", "/")
-    try:
-        return _image_type(base64.b64decode(head[: len(head) // 4 * 4], validate=True)) is not None
-    except (binascii.Error, ValueError):
-        return False
-
-
-def _piece(owner: Owner, data: bytes, media_type: str, form: Mapping[str, Any]) -> Piece:
-    sha256 = digest(data)
+def _piece(keeper: Keeper, data: bytes, media_type: str, form: Mapping[str, Any]) -> Piece:
+    sha256 = digest(keeper.stored(data))
     kind = "image" if media_type.startswith("image/") else "text" if media_type == TEXT_TYPE else "content"
     name = f"{kind}-{sha256[:DIGEST_CHARS]}{mimetypes.guess_extension(media_type) or '.bin'}"
-    return Piece(_id_of(owner, sha256, media_type), name, media_type, data, sha256, form)
+    return Piece(_id_of(keeper.owner, sha256, media_type), name, media_type, data, sha256, form)
 
 
 def _id_of(owner: Owner, sha256: str, media_type: str) -> FileId:

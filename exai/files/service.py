@@ -19,8 +19,9 @@ from exai.account import hold
 from exai.blobs.base import PART_BYTES, Blobs
 from exai.db.files import FileList, FileRepository, NewFile, files_along
 from exai.db.records import FilesAlong
+from exai.encryption.contents import seal_content
 from exai.errors import BlobError, InvalidArgument, NotFound
-from exai.files.loading import FileContent, FilePath, LoadableFile, loaded, ready
+from exai.files.loading import FileContent, FilePath, LoadableFile, loaded, ready, sealed
 from exai.files.names import MAX_NAME_CHARS, shown_media_type, shown_name
 from exai.files.origins import GivenFiles, source_of, sources_of
 from exai.files.parts import FileLines, FilePart, read_lines, read_part
@@ -97,7 +98,7 @@ class FileService:
         along_bytes = sum(len(content.data) for content in contents)
         for place, content in enumerate(contents):
             source = loaded(f"files[{place}]", content)
-            new, data = await asyncio.to_thread(ready, source, self._settings.max_bytes)
+            new, data = await asyncio.to_thread(self._ready, owner, source)
             if chosen.puts_known:
                 new = replace(new, storage_path=await chosen.put(owner, new.sha256, data, new.blob_id))
             elif chosen.inline_bytes >= 0 and along_bytes <= ALONG_BYTES:
@@ -342,10 +343,24 @@ class FileService:
         """Load a file, which is counted in its owner's account while the block runs."""
         if source.path is None:
             with hold(source.size(), "files being stored"):
-                yield await asyncio.to_thread(ready, source, self._settings.max_bytes)
+                yield await asyncio.to_thread(self._ready, owner, source)
             return
         with hold(await self._read(owner, source.field, source.path, source.size), "files being stored"):
-            yield await self._read(owner, source.field, source.path, partial(ready, source, self._settings.max_bytes))
+            yield await self._read(owner, source.field, source.path, partial(self._ready, owner, source))
+
+    def stored_as(self, owner: Owner) -> Callable[[bytes], bytes]:
+        """Return a function that returns the form in which a content is stored."""
+        codec = self.blobs.codec
+
+        def stored(data: bytes) -> bytes:
+            found = seal_content(codec, owner, data)
+            return found[0] if found else data
+
+        return stored
+
+    def _ready(self, owner: Owner, source: LoadableFile) -> tuple[NewFile, bytes]:
+        """Load a file, in the form in which it is stored; blocks."""
+        return sealed(self.blobs.codec, owner, *ready(source, self._settings.max_bytes))
 
     def _check_total(self, size_bytes: int) -> None:
         if size_bytes > self._settings.call_max_bytes:

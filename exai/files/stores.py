@@ -33,7 +33,7 @@ async def open_stores(settings: Settings, database: Database, recorder: Recorder
             openings = remote_stores(settings.files, recorder, space)
             stores += [await stack.enter_async_context(opening) for opening in openings]
         chosen = next(store for store in stores if store.name == settings.files.store)
-        yield Blobs(chosen, *(store for store in stores if store is not chosen))
+        yield Blobs(chosen, *(store for store in stores if store is not chosen), codec=database.codec)
 
 
 @asynccontextmanager

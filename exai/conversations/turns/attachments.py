@@ -155,13 +155,13 @@ class Attachments:
         wanted = [
             file
             for file in files
-            if file.sha256 not in texts and (file.encoding != BINARY or _is_readable(file, model))
+            if file.address not in texts and (file.encoding != BINARY or _is_readable(file, model))
         ]
         with hold(sum(file.size_bytes for file in wanted), "files being read"):
             found = await self._blobs.get_all(owner, wanted) if wanted else {}
             return await asyncio.to_thread(
                 lambda: _within_total(
-                    {file.id: _content(file, found.get(file.sha256), model, texts.get(file.sha256)) for file in files},
+                    {file.id: _content(file, found.get(file.sha256), model, texts.get(file.address)) for file in files},
                     model,
                 )
             )

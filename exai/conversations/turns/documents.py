@@ -83,7 +83,7 @@ class Documents:
 
         Raises `DatabaseError`.
         """
-        wanted = {file.sha256: file for file in files if is_document(file)}
+        wanted = {file.address: file for file in files if is_document(file)}
         if not wanted:
             return {}
         extract = self._providers.extract(model) if model is not None and self._may_upload else None
@@ -125,7 +125,7 @@ class Documents:
         self, owner: Owner, file: StoredFile, extract: FileExtract | None, known: StoredText | None
     ) -> asyncio.Task[StoredText]:
         """Return the task that reads a document, which callers share."""
-        key = (owner, file.sha256, extract is not None)
+        key = (owner, file.address, extract is not None)
         task = self._readings.get(key)
         if task is None:
             task = self._background.start("document-reading", self._read(owner, file, extract, known))
@@ -142,11 +142,11 @@ class Documents:
                 found = await asyncio.to_thread(_read_here, file, data) if known is None else known
                 if found.text is None and extract is not None and extract.takes(file.name, file.size_bytes):
                     return await self._read_there(owner, file, data, extract)
-                await self._repository.keep(owner, file.sha256, found)
+                await self._repository.keep(owner, file.address, found)
         except (BlobError, DatabaseError) as error:
             return StoredText("local", None, f"cannot be read: {error}")
         except Exception as error:
-            log.exception("document_not_read", sha256=file.sha256)
+            log.exception("document_not_read", sha256=file.address)
             return StoredText("local", None, f"cannot be read ({type(error).__name__})")
         return found
 
@@ -163,13 +163,13 @@ class Documents:
         except ExtractFailed as error:
             failed = StoredText("provider", None, f"{extract.provider} did not read it: {error}")
             if error.is_final:
-                await self._repository.keep(owner, file.sha256, failed)
+                await self._repository.keep(owner, file.address, failed)
             return failed
         note = f"its text was extracted by {extract.provider}, free of charge; it is counted as input"
         if len(text) > MAX_TEXT_CHARS:
             text, note = text[:MAX_TEXT_CHARS], f"{note}; cut after {MAX_TEXT_CHARS:,} characters"
         found = StoredText("provider", _storable(text), note)
-        await self._repository.keep(owner, file.sha256, found)
+        await self._repository.keep(owner, file.address, found)
         return found
 
     async def _sweep(self, extract: FileExtract) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.lifecycle import ConversationUpdate
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, NewMessage
 from tests.integration.conversations.conftest import Rig
 from tests.support.migrations import session
@@ -30,6 +31,9 @@ ENCRYPTED = {
     "public.conversations": ("title", "metadata"),
     "public.messages": ("content", "metadata"),
     "public.turns": ("error", "metadata"),
+    "exai.blob_parts": ("data",),
+    "exai.content_texts": ("text", "note"),
+    "exai.contents": ("encoding",),
 }
 READABLE = {
     "public.conversations": {
@@ -56,11 +60,8 @@ READABLE = {
         "owner": NAME, "rest": HASH, "embedding": TOOL, "question": HASH,
         "vector": "only with EXAI_STORE__EMBEDDINGS",
     },
-    "exai.blob_parts": {"data": "contents of files"},
-    "exai.content_texts": {
-        "owner": NAME, "sha256": NAME, "source": STATE, "text": "texts of files", "note": "about texts of files",
-    },
-    "exai.contents": {"owner": NAME, "sha256": NAME, "store": STATE, "storage_path": NAME, "encoding": STATE},
+    "exai.content_texts": {"owner": NAME, "sha256": NAME, "source": STATE},
+    "exai.contents": {"owner": NAME, "sha256": NAME, "store": STATE, "storage_path": NAME},
     "exai.encryption_keys": {"name": NAME, "fingerprint": "of a key", "wrapped": "a key, encrypted"},
     "exai.message_words": {"words": HASH},
     "exai.purged_turns": dict.fromkeys(("owner", "continuation_id", "tool", "state", "provider", "model"), NAME),
@@ -102,11 +103,15 @@ async def test_no_table_and_no_key_of_redis_holds_what_is_encrypted(
     update = ConversationUpdate(title=f"{CANARY} new", metadata={"note": CANARY})
     await app.conversations.change(LOCAL_OWNER, name, update, idempotency_key="change")
     await app.conversations.fork(LOCAL_OWNER, name, title=f"{CANARY} fork")
+    (file,) = await app.files.put(LOCAL_OWNER, [FileContent("a.txt", CANARY.encode() * 100)])
+    await app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", CANARY)], name, files=(file.id,)))
     await app.conversations.read(LOCAL_OWNER, name)
     await app.cache.wait_settled()
     await app.maintenance.index_words()
     for text in await copies(postgres_url):
         assert CANARY not in text.lower(), text[:300]
+        # As the server shows bytes.
+        assert CANARY.encode().hex() not in text.lower(), text[:300]
     client = app.cache._client
     assert client is not None
     held = await everything(client)

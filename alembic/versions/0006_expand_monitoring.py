@@ -249,7 +249,7 @@ def downgrade() -> None:
         raise CommandError(
             f"{adopted}: metrics from before EXAI, which would be lost; move them out of the schema first"
         )
-    for name in TABLES.keys() - NOT_KEPT:
+    for name in (each for each in TABLES if each not in NOT_KEPT):
         if bind.exec_driver_sql(f"select 1 from monitoring.{name} limit 1").fetchall():
             raise CommandError(f"monitoring.{name} holds rows, which would be lost; remove them first")
     for name in reversed(TABLES):

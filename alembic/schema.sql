@@ -3270,8 +3270,7 @@ begin
     -- Triggers have changed its revision as well.
     update public.conversations c
        set next_seq = v_to + 1, revision = c.revision + 1, edited_revision = c.revision + 1,
-           parent_id = case when v_to > 0 then c.parent_id end,
-           parent_seq = case when v_to > 0 and c.parent_id is not null then least(c.parent_seq, v_to) end,
+           parent_seq = case when c.parent_id is not null then least(c.parent_seq, v_to) end,
            reply_seq = case when c.reply_seq <= v_to then c.reply_seq end,
            reply_kind = case when c.reply_seq <= v_to then c.reply_kind end,
            changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now

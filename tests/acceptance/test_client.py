@@ -296,7 +296,7 @@ async def test_a_caller_with_a_key_is_told_of_its_repetition(store: Store) -> No
     key = f"own {id(store)}"
     first = await store.conversations.append(said("x", idempotency_key=key))
     again = await store.conversations.append(said("x", idempotency_key=key))
-    assert (first.duplicate, again) == (False, replace(first, duplicate=True))
+    assert (first.duplicate, again) == (False, replace(first, duplicate=True, created=again.created))
 
 
 async def test_no_answer_in_time_says_whether_a_write_may_have_happened(proxy: FaultProxy) -> None:

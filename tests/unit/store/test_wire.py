@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from exai.conversations import AppendRequest
+from exai.conversations import AppendRequest, MetadataPatch, RecordPatch
 from exai.db.conversations import ConversationPage
 from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument
@@ -66,9 +66,9 @@ def test_a_decoded_result_equals_the_encoded_one(operation: str, value: object) 
 
 
 def test_decoded_parameters_equal_the_encoded_ones() -> None:
-    request = AppendRequest(
-        OWNER, [NewMessage("user", "x", "step", {"a": [1, 2.5, None]})], title="T", files=[FileId("f")]
-    )
+    messages = [NewMessage("user", "x", "step", {"a": [1, 2.5, None]}, "key", AT, '{"\\ud800": 1}')]
+    also = [RecordPatch(ContinuationId("r"), MetadataPatch({"x": None}, ["y"]))]
+    request = AppendRequest(OWNER, messages, title="T", files=[FileId("f")], tags=["t"], also=also, created_at=AT)
     assert _parameters("conversations.append", request=request) == {"request": request}
     only = ListFilter(tags=["x"], metadata={"a": 1}, since=AT)
     assert _parameters("conversations.list", owner=OWNER, only=only) == {"owner": OWNER, "only": only}

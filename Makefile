@@ -217,6 +217,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@$(PIP) --python .venv/referees/bin/python install --no-compile --require-hashes -r requirements/referees.lock
 	@touch $@
 
+.venv/adapters/%/done: requirements/adapters/%.lock | .venv/bin/python
+	@echo "installing $* into an environment of its own (once)"
+	@test -x .venv/adapters/$*/bin/python || $(PY) -m venv --without-pip .venv/adapters/$*
+	@$(PIP) --python .venv/adapters/$*/bin/python install --no-compile --require-hashes -r $<
+	@touch $@
+
 .venv/clients/done: requirements/clients.lock | .venv/bin/python
 	@echo "installing other people's clients into an environment of their own (once)"
 	@test -x .venv/clients/bin/python || $(PY) -m venv --without-pip .venv/clients

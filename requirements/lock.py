@@ -44,6 +44,9 @@ LOCKS = {
     "stores": ["--group", "stores"],
     "supply": ["--group", "supply"],
 }
+FRAMEWORKS = ("openai-agents", "claude-agent", "adk")
+"""The extras that are adapters: each has a lock with the newest release of its framework, and one with the oldest."""
+ADAPTER = (*("--extra", "server", "--extra", "embedded"), "--group", "adapters")
 HELD = ("image", "dev", "browser", "fuzz")
 OLDEST_PLATFORM = ("--python-platform", "linux")
 LOWEST = "lowest"
@@ -95,6 +98,20 @@ def write(uv: str, *, keep: bool) -> None:
         compile_lock(
             uv, LOWEST, ["pyproject.toml", *RUN, "--group", "test", *OLDEST_PLATFORM, "--constraint", str(oldest)]
         )
+    write_adapters(uv, keep=keep)
+
+
+def write_adapters(uv: str, *, keep: bool) -> None:
+    """Resolve an environment for each framework, with its newest and its oldest release that EXAI allows."""
+    for name in FRAMEWORKS:
+        options = ["pyproject.toml", "--extra", name, *ADAPTER, *OLDEST_PLATFORM]
+        compile_lock(uv, f"adapters/{name}-newest", [*options, *([] if keep else ["--upgrade"])])
+        tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        [requirement] = tables["project"]["optional-dependencies"][name]
+        with tempfile.TemporaryDirectory() as directory:
+            oldest = Path(directory) / "oldest.txt"
+            oldest.write_text(requirement.replace(">=", "=="), encoding="utf-8")
+            compile_lock(uv, f"adapters/{name}-oldest", [*options, "--constraint", str(oldest)])
 
 
 def compile_lock(uv: str, name: str, options: list[str]) -> None:
@@ -107,7 +124,7 @@ def compile_lock(uv: str, name: str, options: list[str]) -> None:
 def problems() -> list[str]:
     """Say what is wrong with the committed locks; empty when nothing is."""
     found = []
-    for name in (*LOCKS, LOWEST):
+    for name in (*LOCKS, LOWEST, *(f"adapters/{each}-{age}" for each in FRAMEWORKS for age in ("newest", "oldest"))):
         path = ROOT / "requirements" / f"{name}.lock"
         text = path.read_text(encoding="utf-8")
         if not text.startswith(f"# inputs: {inputs_digest()}\n"):

@@ -43,7 +43,7 @@ MAX_ATTEMPTS: Final = 50
 PAUSE_S: Final = 0.01
 """Between two attempts to fold a summary that another process has changed."""
 
-Entry = Mapping[str, Any]
+TranscriptEntry = Mapping[str, Any]
 Key = Mapping[str, Any]
 
 
@@ -60,7 +60,7 @@ class ExaiSessionStore:
         self._source, self._owner = StoreSource(store, token), Owner(owner)
         self._locks: WeakValueDictionary[tuple[int, ContinuationId], asyncio.Lock] = WeakValueDictionary()
 
-    async def append(self, key: Key, entries: Sequence[Entry]) -> None:
+    async def append(self, key: Key, entries: Sequence[TranscriptEntry]) -> None:
         """Store entries, except those whose `uuid` is known."""
         messages = [message_of(entry) for entry in entries]
         if messages:
@@ -101,7 +101,7 @@ class ExaiSessionStore:
         """Close the connections to a daemon; a store that was given stays open."""
         await self._source.close()
 
-    async def _append(self, key: Key, entries: Sequence[Entry], messages: Sequence[NewMessage]) -> None:
+    async def _append(self, key: Key, entries: Sequence[TranscriptEntry], messages: Sequence[NewMessage]) -> None:
         conversations, name = await self._conversations(), _name_of(key)
         lock = self._locks.setdefault((id(asyncio.get_running_loop()), name), asyncio.Lock())
         async with lock:
@@ -117,7 +117,7 @@ class ExaiSessionStore:
                 at += len(block)
 
     async def _fold(
-        self, conversations: Conversations, request: AppendRequest, key: Key, entries: Sequence[Entry]
+        self, conversations: Conversations, request: AppendRequest, key: Key, entries: Sequence[TranscriptEntry]
     ) -> None:
         """Store messages together with the summary that includes them."""
         name = _name_of(key)
@@ -156,7 +156,7 @@ class ExaiSessionStore:
         return (await self._source.open()).conversations
 
 
-def message_of(entry: Entry) -> NewMessage:
+def message_of(entry: TranscriptEntry) -> NewMessage:
     """Return an entry as a message."""
     role, kind, text = entry_text(entry)
     uuid, item = entry.get("uuid"), dump_item(entry)

@@ -121,15 +121,15 @@ async def completed(work: Coroutine[Any, Any, R]) -> R:
 
 
 async def list_all(conversations: Conversations, owner: Owner, prefix: str) -> AsyncIterator[Conversation]:
-    """Yield the conversations whose names begin so, a page at a time."""
+    """Yield the conversations whose names begin so, the oldest first, a page at a time."""
     cursor: str | None = None
     while True:
-        only = ListFilter(part=prefix)
-        page = await conversations.list(owner, limit=MAX_LIST, cursor=cursor, only=only)
+        # By creation: a conversation that changes meanwhile keeps its place.
+        page = await conversations.list(
+            owner, limit=MAX_LIST, cursor=cursor, only=ListFilter(prefix=prefix), order="created", ascending=True
+        )
         for conversation in page.conversations:
-            # The filter takes letters of either case for equal, and finds titles too.
-            if conversation.continuation_id.startswith(prefix):
-                yield conversation
+            yield conversation
         cursor = page.next_cursor
         if cursor is None:
             return

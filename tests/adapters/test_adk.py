@@ -22,6 +22,7 @@ from exai.adapters.adk import ExaiSessionService, StaleSessionError
 from exai.db.search import SearchQuery
 from exai.models import LOCAL_OWNER
 from exai.store import Store
+from tests.adapters.quick_starts import run_quick_start
 
 
 @pytest.fixture
@@ -253,3 +254,19 @@ async def test_more_sessions_than_a_page_are_listed(service: ExaiSessionService,
     made = [await service.create_session(app_name=app, user_id="u", session_id=f"{n}") for n in range(230)]
     listed = (await service.list_sessions(app_name=app, user_id="u")).sessions
     assert [each.id for each in listed] == [each.id for each in made]
+
+
+async def test_the_quick_start_runs_an_agent(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from google.adk.models import BaseLlm, LlmResponse
+
+    class Scripted(BaseLlm):
+        async def generate_content_async(self, llm_request: Any, stream: bool = False) -> Any:
+            part = types.Part(text="San Francisco")
+            yield LlmResponse(content=types.Content(role="model", parts=[part]))
+
+    names = await run_quick_start("adk", address, model=Scripted(model="scripted"))
+    assert capsys.readouterr().out == "San Francisco\n"
+    service, session = names["runner"].session_service, names["session"]
+    stored = await service.get_session(app_name="app", user_id="user", session_id=session.id)
+    assert [each.author for each in stored.events] == ["user", "assistant"]
+    await service.close()

@@ -17,6 +17,7 @@ from exai.conversations import AppendRequest
 from exai.db.search import SearchQuery
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.store import Store
+from tests.adapters.quick_starts import run_quick_start
 
 ENTRIES: list[Any] = [
     {
@@ -187,3 +188,12 @@ async def test_a_store_at_an_address_needs_one_line(address: str) -> None:
     await sessions.append(key, ENTRIES)
     assert await sessions.load(key) == ENTRIES
     await sessions.close()
+
+
+async def test_the_quick_start_gives_the_sdk_the_transcripts(address: str) -> None:
+    names = await run_quick_start("claude", address)
+    store, key = names["options"].session_store, key_of()
+    await store.append(key, ENTRIES)
+    assert await store.load(key) == ENTRIES
+    assert [each["session_id"] for each in await store.list_sessions(key["project_key"])] == [key["session_id"]]
+    await store.close()

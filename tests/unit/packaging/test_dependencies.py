@@ -49,7 +49,20 @@ DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 S3 = declared(PROJECT["optional-dependencies"]["s3"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 PARTS = DOCUMENTS | S3 | OTEL
-NAMESPACES = {"opentelemetry": OTEL, "backports": {"backports-zstd"}, "compression": set[str]()}
+ADAPTERS = {"openai-agents", "claude-agent", "adk"}
+FRAMEWORKS = declared([each for name in ADAPTERS for each in PROJECT["optional-dependencies"][name]])
+NEEDED_BY_PROGRAMS = {"openai-agents"}
+"""The adapter takes the place of a class of the SDK, and does without importing it."""
+
+WITHOUT_EXTRA = {"agent_framework", "langchain", "langchain_core", "langgraph"}
+"""Frameworks that a program installs itself; their adapters have no extra."""
+
+NAMESPACES = {
+    "opentelemetry": OTEL,
+    "google": {"google-adk"},
+    "backports": {"backports-zstd"},
+    "compression": set[str](),
+}
 """Names that several distributions share: all of those that EXAI declares. Newer Pythons have `compression`."""
 
 EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
@@ -84,7 +97,7 @@ def closure(roots: tuple[str, ...]) -> set[str]:
 
 
 # pydantic_core comes with pydantic, whose every release needs one exact version of it.
-SAME_AS = {"pydantic-core": "pydantic"}
+SAME_AS = {"pydantic-core": "pydantic", "claude_agent_sdk": "claude-agent-sdk"}
 
 
 def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
@@ -95,12 +108,13 @@ def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
 def test_every_import_is_declared() -> None:
     """A distribution that only comes with another one is gone when that one stops needing it."""
     paths = [*MODULES.values(), *(ROOT / "alembic").rglob("*.py")]
-    assert used(paths) - BASE - SERVER - PARTS == set()
+    assert used(paths) - BASE - SERVER - PARTS - FRAMEWORKS == WITHOUT_EXTRA
 
 
 def test_every_declared_distribution_is_imported() -> None:
     """A dependency that is not imported costs users a download and conflicts."""
-    assert BASE | SERVER | PARTS == used(list(MODULES.values())) | NEEDED_BY_OTHERS
+    found = used(list(MODULES.values())) - WITHOUT_EXTRA
+    assert BASE | SERVER | PARTS | FRAMEWORKS == found | NEEDED_BY_OTHERS | NEEDED_BY_PROGRAMS
     assert EMBEDDED == STARTED_NOT_IMPORTED
     assert not BASE & SERVER
 

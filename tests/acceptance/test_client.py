@@ -15,7 +15,7 @@ import pytest
 
 from exai.app import open_app
 from exai.client import blocking, connect, connect_blocking
-from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations import AppendRequest, ChatRequest, MetadataPatch
 from exai.db.filters import ListFilter
 from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
@@ -256,6 +256,22 @@ async def test_a_write_whose_answer_is_lost_is_stored_once(proxy: FaultProxy) ->
         dropped = proxy.drop_reply_to(b"files.delete")
         await store.files.delete(ALICE, file.id)
         await dropped
+
+
+async def test_a_pop_and_a_patch_whose_answers_are_lost_happen_once(proxy: FaultProxy) -> None:
+    async with through(proxy) as store:
+        name = (await store.conversations.append(said("a", "b", "c"))).continuation_id
+        dropped = proxy.drop_reply_to(b"conversations.rewind")
+        rewound = await store.conversations.rewind(ALICE, name, drop=1)
+        await dropped
+        assert ([each.content for each in rewound.cut], rewound.duplicate) == (["c"], False)
+        dropped = proxy.drop_reply_to(b"conversations.append")
+        patch = MetadataPatch({"x": 1})
+        await store.conversations.append(said("d", continuation_id=name, patch=patch))
+        await dropped
+        page = await store.conversations.read(ALICE, name)
+        assert [each.content for each in page.messages] == ["a", "b", "d"]
+        assert page.conversation.metadata == {"x": 1}
 
 
 async def test_a_request_that_never_arrived_is_sent_again(proxy: FaultProxy) -> None:

@@ -24,6 +24,7 @@ import orjson
 from exai.cache.records import Hit
 from exai.cache.redis.connection import Argument, RedisReply
 from exai.encryption.codec import PLAIN, Codec, Unseen, home_of, is_unreadable
+from exai.encryption.envelope import MARK_BYTES
 from exai.models import PAGE_MESSAGES, Conversation, ConversationId, ConversationKey, Message, PendingTurn
 from exai.pages import Undecodable, Unencodable, decode_page, encode_json, encode_page
 
@@ -137,7 +138,9 @@ def decode_entry(key: ConversationKey, entry: list[RedisReply], codec: Codec) ->
             bytes() as tail,
         ]:
             conversation = codec.opened_conversation(decode_header(header, key, revision))
-            messages = codec.opened(home_of(conversation), decode_page(page, tail))
+            messages = decode_page(page, tail)
+            if MARK_BYTES in page or MARK_BYTES in tail:
+                messages = codec.opened(home_of(conversation), messages)
             if has_unreadable(conversation, messages):
                 # Written with a key that this process lacks, or has lacked since; the database decides.
                 raise Undecodable("encrypted")

@@ -44,6 +44,7 @@ from exai.db.rows import (
     times_of,
 )
 from exai.encryption.codec import Unseen, home_of
+from exai.encryption.envelope import MARK_BYTES
 from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     PAGE_BYTES,
@@ -153,7 +154,7 @@ class ConversationRepository:
         conversation = conversation_of(head["conversation"], self._codec)
         page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
         stored = decode_page(page)
-        messages = self._codec.opened(home_of(conversation), stored)
+        messages = self._codec.opened(home_of(conversation), stored) if MARK_BYTES in page else stored
         # Numbers start at 1 and have no gaps, so older messages exist exactly if the lowest number is above 1.
         has_older = bool(messages) and messages[0].seq > 1
         last = rows[-1]["head"] if len(rows) > 1 else None

@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 MARK: Final = "$exai1$"
+MARK_BYTES: Final = MARK.encode()
+"""Is in every page with an encrypted message, for no encoding of JSON changes it."""
+
 UNPLACED: Final = "\x01"
 """Begins the text of a message on its way to the database, which replaces its secret."""
 

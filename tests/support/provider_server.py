@@ -316,8 +316,10 @@ class ProviderServer:
         except (ConnectionError, _Broken, asyncio.CancelledError):
             pass
         finally:
-            self._handlers.discard(handler)
             writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+            self._handlers.discard(handler)
 
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         if "/__" in request.path:
@@ -421,9 +423,14 @@ async def _taken(listening: asyncio.Task[bytes]) -> bytes:
     """Bytes that arrived during the reply: the beginning of the next request, which is kept."""
     if not listening.done():
         listening.cancel()
-    with suppress(asyncio.CancelledError):
+    try:
         return await listening
-    return b""
+    except asyncio.CancelledError:
+        handler = asyncio.current_task()
+        if handler is not None and handler.cancelling():
+            # The server stops at the same moment.
+            raise
+        return b""
 
 
 def _head(reply: Reply, length: int) -> bytes:

@@ -220,7 +220,8 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 .venv/adapters/%/done: requirements/adapters/%.lock | .venv/bin/python
 	@echo "installing $* into an environment of its own (once)"
 	@test -x .venv/adapters/$*/bin/python || $(PY) -m venv --without-pip .venv/adapters/$*
-	@$(PIP) --python .venv/adapters/$*/bin/python install --no-compile --require-hashes -r $<
+	@# The lock is complete. Some releases of pip do not see its pin of a package in a requirement of that package's extra.
+	@$(PIP) --python .venv/adapters/$*/bin/python install --no-compile --no-deps --require-hashes -r $<
 	@touch $@
 
 .venv/clients/done: requirements/clients.lock | .venv/bin/python

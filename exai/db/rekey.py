@@ -93,7 +93,7 @@ class RekeyRepository:
                 continue
             batch.found += 1
             owner, name = Owner(row["owner"]), row["continuation_id"]
-            names = None if row["is_fork"] else (name, *filter(None, [row["former_name"]]))
+            names = (name,) if row["is_own"] else None
             try:
                 title = codec.title(owner, name, codec.opened_title(owner, names, title))
                 metadata = self._document(owner, name, names, metadata)
@@ -136,8 +136,7 @@ class RekeyRepository:
         kept: dict[str, Any] = {key: facts[key] for key in READ_BY_SQL if key in facts}
         if (header := kept.get("conversation")) is not None:
             name = header["continuation_id"]
-            former = tuple(filter(None, [header.get("former_name")]))
-            its_names = None if header.get("parent_id") else (name, *former)
+            its_names = None if header.get("parent_id") or header.get("former_name") else (name,)
             title = self._codec.opened_title(owner, its_names, header["title"])
             metadata = self._document(owner, name, its_names, header["metadata"])
             kept["conversation"] = {**header, "title": self._codec.title(owner, name, title), "metadata": metadata}

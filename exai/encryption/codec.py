@@ -123,7 +123,9 @@ class Codec:
         return document
 
     def opened_title(self, owner: str, names: Names | None, title: str | None) -> str | None:
-        """Return a title of a conversation with one of these names; None stands for a fork, which may have another's.
+        """Return a title of a conversation with one of these names.
+
+        None stands for one that is or was a fork, was renamed, or was cut from another: it may have another's title.
 
         Raises `ContentUnreadable`.
         """
@@ -147,8 +149,8 @@ class Codec:
         title, metadata = conversation.title, conversation.metadata
         if (title is None or not title.startswith(MARK)) and MEMBER not in metadata:
             return conversation
-        former = (conversation.former_name,) if conversation.former_name is not None else ()
-        names = None if conversation.parent_id is not None else (conversation.continuation_id, *former)
+        is_own = conversation.parent_id is None and conversation.former_name is None
+        names = (conversation.continuation_id,) if is_own else None
         facts = self.opened_document(conversation.owner, names, metadata)
         try:
             title = self.opened_title(conversation.owner, names, title)

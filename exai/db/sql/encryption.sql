@@ -68,7 +68,7 @@ select exai.rekey_messages_v1($1::text[]::uuid[], $2::bigint[], $3::text[], $4::
 -- described: at first use
 -- Some conversations in the order of their ids, with what of them may be encrypted; by conversations_pkey.
 select c.id::text as id, c.owner::text as owner, c.continuation_id::text as continuation_id,
-       c.former_name::text as former_name, (c.parent_id is not null)::boolean as is_fork, c.title::text as title,
+       (c.parent_id is null and c.former_name is null)::boolean as is_own, c.title::text as title,
        c.metadata::text as metadata, c.xmin::text as version
   from public.conversations c
  where c.id > $1::text::uuid

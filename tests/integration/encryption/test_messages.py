@@ -7,6 +7,7 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.filters import ListFilter
 from exai.db.lifecycle import ConversationUpdate
+from exai.db.rekey import FIRST, RekeyRepository
 from exai.errors import ConfigError, ContentUnreadable, InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig
@@ -218,3 +219,55 @@ async def test_long_message_is_read_in_parts(rig: Rig) -> None:
     assert page.part is not None
     assert (page.part.offset, page.part.chars) == (1_000, len(text))
     assert page.messages[0].content == text[1_000:2_000]
+
+
+async def header_of(rig: Rig, name: ContinuationId) -> tuple[str | None, object]:
+    """Title and metadata, read from the database and from the cache."""
+    pages = [await rig.app.conversations.read(LOCAL_OWNER, name, limit=limit) for limit in (500, 50, 50)]
+    [found] = {(page.conversation.title, str(page.conversation.metadata)) for page in pages}
+    return found
+
+
+async def test_titles_stay_readable_when_forks_and_names_change(with_keys: OpenRig) -> None:
+    """A fork that is rewound to nothing, what lost its name more than once, and what was cut from such a one."""
+    async with with_keys("k1") as rig:
+        conversations = rig.app.conversations
+        name = ContinuationId("anna/1")
+
+        def made(text: str, at: ContinuationId = name) -> AppendRequest:
+            facts = {"of": text}
+            return AppendRequest(LOCAL_OWNER, [NewMessage("user", text)], at, title=text, create=True, metadata=facts)
+
+        await conversations.append(made("first"))
+        expected = ("first", "{'of': 'first'}")
+        fork = (await conversations.fork(LOCAL_OWNER, name)).continuation_id
+        cut = (await conversations.rewind(LOCAL_OWNER, fork, to_seq=0)).cut_id
+        assert await header_of(rig, fork) == expected
+        # The first one loses its name, is restored under the one that it has then, and loses that as well.
+        await conversations.delete(LOCAL_OWNER, name)
+        await conversations.append(made("second"))
+        [renamed] = [
+            each.continuation_id
+            for each in (await conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
+            if each.continuation_id.startswith(f"{name}~")
+        ]
+        await conversations.restore(LOCAL_OWNER, renamed)
+        assert await header_of(rig, renamed) == expected
+        part = (await conversations.rewind(LOCAL_OWNER, renamed, to_seq=0)).cut_id
+        await conversations.delete(LOCAL_OWNER, renamed)
+        await conversations.append(made("third", renamed))
+        [again] = [
+            each.continuation_id
+            for each in (await conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
+            if each.continuation_id.startswith(f"{renamed}~") and each.continuation_id != part
+        ]
+        for each in (again, part, cut):
+            assert each is not None
+            await conversations.restore(LOCAL_OWNER, each)
+            assert await header_of(rig, each) == expected
+    async with with_keys("k2", "k1") as rig:
+        batch = await RekeyRepository(rig.app.database).conversations((FIRST, 0), is_rehearsal=False)
+        assert (batch.found, batch.replaced, batch.unreadable) == (6, 6, [])
+        for each in (fork, again, part, cut):
+            assert each is not None
+            assert await header_of(rig, each) == expected

@@ -2949,8 +2949,8 @@ begin
       if octet_length(r.content) > v_bytes or p_char_offset > 0 then
         exit walk when v_left < p_limit;
         v_chars := char_length(r.content);
-        -- An encrypted content has no parts; the caller cuts it.
-        if not starts_with(r.content, '$exai1$') then
+        -- A content that is not stored as it was given has no parts; the caller cuts it.
+        if not starts_with(r.content, '$exai1$') and not starts_with(r.content, '$exai0$') then
           r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
         end if;
         return query select json_build_object('chars', v_chars)::text, convert_to(exai.message_line_v1(r), 'UTF8');
@@ -3226,7 +3226,7 @@ begin
       select c.id from public.conversations c where c.id in (select x.id from touched x) order by c.id for no key update)
     select coalesce(pg_catalog.max(x.depth), 0) into v_below from touched x join locked l on l.id = x.id;
     select c.* into s from public.conversations c
-     where c.parent_id = v.id and c.parent_seq = v_last and c.cut_from is not null and c.deleted_at is not null
+     where c.parent_id = v.id and c.parent_seq = v_last and c.cut_from[1] = v.id and c.deleted_at is not null
      order by c.deleted_at desc, c.id
      limit 1;
     w := v;

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 
+from exai.encryption.envelope import MEMBER, is_sealed_object
 from exai.errors import InvalidArgument, shown
 from exai.items import UNSTORABLE
 from exai.models import MAX_OWNER_CHARS, FileId, NewMessage, Owner, Role
@@ -228,6 +229,8 @@ def check_json(field: str, value: object, limit_bytes: int) -> bytes:
         raise InvalidArgument(field, f"is {_kind(value)}, not an object", "Give an object of plain JSON values")
     if not value:
         return b"{}"
+    if is_sealed_object(value):
+        raise InvalidArgument(field, f"has the member {MEMBER} of encrypted objects", "Rename or remove it")
     try:
         encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         _check_plain(value)

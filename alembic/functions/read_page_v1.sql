@@ -64,8 +64,8 @@ begin
       if octet_length(r.content) > v_bytes or p_char_offset > 0 then
         exit walk when v_left < p_limit;
         v_chars := char_length(r.content);
-        -- An encrypted content has no parts; the caller cuts it.
-        if not starts_with(r.content, '$exai1$') then
+        -- A content that is not stored as it was given has no parts; the caller cuts it.
+        if not starts_with(r.content, '$exai1$') and not starts_with(r.content, '$exai0$') then
           r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
         end if;
         return query select json_build_object('chars', v_chars)::text, convert_to(exai.message_line_v1(r), 'UTF8');

@@ -76,7 +76,7 @@ begin
       select c.id from public.conversations c where c.id in (select x.id from touched x) order by c.id for no key update)
     select coalesce(pg_catalog.max(x.depth), 0) into v_below from touched x join locked l on l.id = x.id;
     select c.* into s from public.conversations c
-     where c.parent_id = v.id and c.parent_seq = v_last and c.cut_from is not null and c.deleted_at is not null
+     where c.parent_id = v.id and c.parent_seq = v_last and c.cut_from[1] = v.id and c.deleted_at is not null
      order by c.deleted_at desc, c.id
      limit 1;
     w := v;

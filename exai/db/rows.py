@@ -17,7 +17,7 @@ import orjson
 
 from exai.db.records import AppendStart, StoredReply, TurnStart
 from exai.encryption.codec import Codec, home_of, require_readable
-from exai.encryption.envelope import MARK
+from exai.encryption.envelope import MARKS
 from exai.models import (
     Commit,
     ContinuationId,
@@ -58,7 +58,7 @@ class RowsByPart:
                 self.head, self.at = orjson.loads(data), at
                 continue
             metadata = _object_of(data) if data else NO_METADATA
-            is_sealed = is_sealed or (content is not None and content.startswith(MARK))
+            is_sealed = is_sealed or (content is not None and content.startswith(MARKS))
             message = _make_message(
                 Message, (seq, role, content, at, kind, turn_id, metadata, more[0] if more else None)
             )

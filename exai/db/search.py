@@ -18,7 +18,7 @@ from exai.db.driver.translate import DEPENDENCY
 from exai.db.excerpts import excerpt_of, mark
 from exai.db.filters import labels_of
 from exai.encryption.codec import PLAIN, Home, is_unreadable
-from exai.encryption.envelope import MARK
+from exai.encryption.envelope import ESCAPE, MARK
 from exai.encryption.words import HashedQuery
 from exai.errors import ContentUnreadable, DatabaseBusy, NotConfigured
 from exai.fairness import Places
@@ -274,7 +274,7 @@ class SearchRepository:
         if text is None:
             return LONG
         if not text.startswith(MARK):
-            return mark(text, words, cut_before=row["cut_before"], cut_after=row["cut_after"])
+            return mark(text.removeprefix(ESCAPE), words, cut_before=row["cut_before"], cut_after=row["cut_after"])
         if row["seq"]:
             message = Message(row["seq"], row["role"], text, NEVER, row["kind"])
             [opened] = self._codec.opened(Home(owner, row["conversation_id"], row["seq"]), [message])

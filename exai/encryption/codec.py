@@ -17,19 +17,24 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import orjson
 
 from exai.encryption.envelope import (
+    AMBIGUOUS,
+    ESCAPE,
     MARK,
+    MARKS,
     MEMBER,
     PLACE_BYTES,
     SECRET_BYTES,
     UNPLACED,
     Sealed,
     encode,
+    escaped,
     is_sealed_object,
     parse,
     placed,
     write,
 )
 from exai.encryption.keyring import NONCE_BYTES, SETTING, Keyring
+from exai.encryption.reasons import CHANGED, CUT, MOVED, missing
 from exai.encryption.words import HashedWords
 from exai.errors import ContentUnreadable, InvalidArgument
 from exai.models import Conversation, Message, NewMessage
@@ -90,7 +95,7 @@ class Codec:
         """Return the contents and the metadata of messages as statements take them."""
         del owner
         return (
-            [message.content for message in messages],
+            [escaped(message.content) for message in messages],
             [orjson.dumps(message.metadata).decode() if message.metadata else None for message in messages],
         )
 
@@ -98,7 +103,7 @@ class Codec:
         """Return stored messages as they were given."""
         return tuple(
             [
-                self._opened(home, message) if message[2] is not None and message[2].startswith(MARK) else message
+                self._meant(home, message) if message[2] is not None and message[2].startswith(MARKS) else message
                 for message in messages
             ]
         )
@@ -106,16 +111,21 @@ class Codec:
     def cached(self, conversation: Conversation, messages: Sequence[Message]) -> Sequence[Message]:
         """Return messages of a conversation in the form in which a cached page holds them."""
         del conversation
-        return messages
+        if not any(each.content.startswith(AMBIGUOUS) for each in messages):
+            return messages
+        return [each._replace(content=escaped(each.content)) for each in messages]
 
     def cached_header(self, conversation: Conversation) -> Conversation:
         """Return a conversation in the form in which the cache holds it."""
-        return conversation
+        title = conversation.title
+        if title is None or not title.startswith(AMBIGUOUS):
+            return conversation
+        return replace(conversation, title=escaped(title))
 
     def title(self, owner: str, name: str, title: str | None) -> str | None:
         """Return the stored form of the title of the conversation `name`."""
         del owner, name
-        return title
+        return title if title is None else escaped(title)
 
     def document(self, owner: str, name: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the stored form of a JSON object that belongs to `name`."""
@@ -129,8 +139,10 @@ class Codec:
 
         Raises `ContentUnreadable`.
         """
-        if title is None or not title.startswith(MARK):
+        if title is None or not title.startswith(MARKS):
             return title
+        if title.startswith(ESCAPE):
+            return title.removeprefix(ESCAPE)
         return self._text(owner, names, "title", title).decode()
 
     def opened_document(self, owner: str, names: Names | None, document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,7 +159,7 @@ class Codec:
     def opened_conversation(self, conversation: Conversation) -> Conversation:
         """Return a conversation with its title and metadata as they were given."""
         title, metadata = conversation.title, conversation.metadata
-        if (title is None or not title.startswith(MARK)) and MEMBER not in metadata:
+        if (title is None or not title.startswith(MARKS)) and MEMBER not in metadata:
             return conversation
         is_own = conversation.parent_id is None and conversation.former_name is None
         names = (conversation.continuation_id,) if is_own else None
@@ -189,12 +201,17 @@ class Codec:
     def check_filter(self, field: str, *, is_given: bool) -> None:
         """Raise `InvalidArgument` for a filter by a field that is encrypted."""
 
+    def _meant(self, home: Home, message: Message) -> Message:
+        if message.content.startswith(ESCAPE):
+            return message._replace(content=message.content.removeprefix(ESCAPE))
+        return self._opened(home, message)
+
     def _opened(self, home: Home, message: Message) -> Message:
-        return _unreadable(message, home, _missing(message[2].split("$")[2]))
+        return _unreadable(message, home, missing(message[2].split("$")[2]))
 
     def _text(self, owner: str, names: Names | None, field: str, text: str) -> bytes:
         del owner, names
-        raise ContentUnreadable(field, *_missing(text.split("$")[2]))
+        raise ContentUnreadable(field, *missing(text.split("$")[2]))
 
 
 PLAIN: Final = Codec()
@@ -226,7 +243,7 @@ class KeyedCodec(Codec):
     def cached(self, conversation: Conversation, messages: Sequence[Message]) -> Sequence[Message]:
         """Return messages encrypted and placed."""
         if self._newest is None:
-            return messages
+            return super().cached(conversation, messages)
         sealed = []
         for each in messages:
             secret, body = self._message(conversation.owner, each.role, each.kind, each.content, each.metadata)
@@ -242,7 +259,9 @@ class KeyedCodec(Codec):
 
     def title(self, owner: str, name: str, title: str | None) -> str | None:
         """Return the title encrypted, an equal one of the same conversation to an equal text."""
-        return title if title is None else self.text(owner, name, "title", title)
+        if title is None or self._newest is None:
+            return super().title(owner, name, title)
+        return self.text(owner, name, "title", title)
 
     def document(self, owner: str, name: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an object with one member, the others encrypted; an empty one as it is."""
@@ -329,7 +348,7 @@ class KeyedCodec(Codec):
 
         cipher = self.keyring.cipher(sealed.key, owner)
         if cipher is None:
-            raise ContentUnreadable(field, *_missing(sealed.key))
+            raise ContentUnreadable(field, *missing(sealed.key))
         kind, *rest = bound
         try:
             return cipher.decrypt(sealed.body[:NONCE_BYTES], sealed.body[NONCE_BYTES:], _aad(kind, owner, *rest))
@@ -345,21 +364,6 @@ class KeyedCodec(Codec):
     @staticmethod
     def _name(owner: str, name: str) -> str:
         return encode(hashlib.sha256(_aad("name", owner, name)).digest()[:PLACE_BYTES])
-
-
-CUT: Final = ("it is encrypted and not complete", "Restore it from a backup")
-CHANGED: Final = (
-    "it was changed after it was encrypted, or belongs to another owner or role",
-    "Restore it from a backup",
-)
-MOVED: Final = ("it was encrypted for another place in the database", "Restore it from a backup")
-
-
-def _missing(key: str) -> tuple[str, str]:
-    return (
-        f"it is encrypted with the key {key!r}, which {SETTING} does not have",
-        f"Add that key to {SETTING}, after the newest, and restart",
-    )
 
 
 def is_unreadable(message: Message) -> bool:

@@ -6,6 +6,8 @@ hash of that id and its number under a secret inside the ciphertext. So a messag
 number is not known when it is encrypted, and nobody without the key can place it elsewhere. A title has one more field:
 a hash of the name of the conversation for which it was encrypted.
 
+A text that is not encrypted, but begins as if it were, is stored after `$exai0$`, so that it is read as it was given.
+
 An object is `{"$exai": "$exai1$KEY$BODY..."}`; other members are not encrypted.
 """
 
@@ -17,11 +19,19 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 MARK: Final = "$exai1$"
-MARK_BYTES: Final = MARK.encode()
-"""Is in every page with an encrypted message, for no encoding of JSON changes it."""
-
 UNPLACED: Final = "\x01"
 """Begins the text of a message on its way to the database, which replaces its secret."""
+
+ESCAPE: Final = "$exai0$"
+"""Begins the stored form of a text that is not encrypted, but could be taken for one."""
+
+MARKS: Final = (MARK, ESCAPE)
+"""The beginnings of texts that are not stored as they were given."""
+
+MARK_BYTES: Final = b"$exai"
+"""Is in every page with such a text, for no encoding of JSON changes it."""
+
+AMBIGUOUS: Final = (*MARKS, UNPLACED + MARK)
 
 MEMBER: Final = "$exai"
 SECRET_BYTES: Final = 16
@@ -40,6 +50,11 @@ def is_sealed_object(value: Mapping[str, Any]) -> bool:
     """Return whether an object is the stored form of an encrypted one."""
     text = value.get(MEMBER)
     return isinstance(text, str) and text.startswith(MARK)
+
+
+def escaped(text: str) -> str:
+    """Return a text in the form in which it is stored without encryption."""
+    return ESCAPE + text if text.startswith(AMBIGUOUS) else text
 
 
 def parse(text: str) -> Sealed | None:

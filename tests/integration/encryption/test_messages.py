@@ -221,6 +221,25 @@ async def test_long_message_is_read_in_parts(rig: Rig) -> None:
     assert page.messages[0].content == text[1_000:2_000]
 
 
+async def test_what_a_rewind_cuts_joins_no_other_conversation(rig: Rig) -> None:
+    """Also if what was cut from a fork begins where the rewound conversation ends."""
+    conversations = rig.app.conversations
+    name = await appended(rig, "one", "two", "three")
+    fork = (await conversations.fork(LOCAL_OWNER, name, title="other")).continuation_id
+    await appended(rig, "four", "five", to=fork)
+    of_fork = (await conversations.rewind(LOCAL_OWNER, fork, to_seq=3)).cut_id
+    cut = (await conversations.rewind(LOCAL_OWNER, name, to_seq=2)).cut_id
+    assert (await conversations.rewind(LOCAL_OWNER, name, to_seq=1)).cut_id == cut
+    kept = {name: ["one"], fork: ["one", "two", "three"], cut: ["one", "two", "three"]}
+    kept[of_fork] = ["one", "two", "three", "four", "five"]
+    for each, contents in kept.items():
+        assert each is not None
+        if each in (cut, of_fork):
+            await conversations.restore(LOCAL_OWNER, each)
+        found = (await conversations.read(LOCAL_OWNER, each)).conversation
+        assert (await read(rig, each), found.title) == (contents, "title one" if each in (name, cut) else "other")
+
+
 async def header_of(rig: Rig, name: ContinuationId) -> tuple[str | None, object]:
     """Title and metadata, read from the database and from the cache."""
     pages = [await rig.app.conversations.read(LOCAL_OWNER, name, limit=limit) for limit in (500, 50, 50)]
@@ -271,3 +290,51 @@ async def test_titles_stay_readable_when_forks_and_names_change(with_keys: OpenR
         for each in (fork, again, part, cut):
             assert each is not None
             assert await header_of(rig, each) == expected
+
+
+LIKE_ENCRYPTED = (
+    "$exai1$k1$AAAA$b$c",
+    "$exai1$",
+    "$exai0$",
+    f"\x01$exai1$k1$AAAA${'A' * 22}==",
+    f"$exai1$ {'long ' * 60_000}",
+)
+
+
+@pytest.mark.parametrize("names", [(), ("plain", "k1"), ("k1",)], ids=["no keys", "plain first", "encrypted"])
+async def test_texts_that_look_encrypted_are_read_as_given(with_keys: OpenRig, names: tuple[str, ...]) -> None:
+    """Such texts are contents and titles: from the database, from the cache, to models, and after rekeying."""
+    async with with_keys(*names) as rig:
+        conversations = rig.app.conversations
+        requests = [AppendRequest(LOCAL_OWNER, [NewMessage("user", each)], title=each[:90]) for each in LIKE_ENCRYPTED]
+        made = [(await conversations.append(each)).continuation_id for each in requests]
+        for name, text in zip(made, LIKE_ENCRYPTED, strict=True):
+            for _ in ("database", "cache", "cache"):
+                page = await conversations.read(LOCAL_OWNER, name)
+                shown = page.messages[0]
+                assert (shown.kind, page.conversation.title) == ("message", text[:90])
+                assert text.startswith(shown.content) and len(shown.content) > len(text) // 8
+                await rig.app.cache.wait_settled()
+            parts = [page.messages[0].content]
+            while page.part and (place := sum(map(len, parts))) < len(text):
+                rest = await conversations.read(LOCAL_OWNER, name, limit=1, char_offset=place)
+                parts.append(rest.messages[0].content)
+            assert "".join(parts) == text
+        question = LIKE_ENCRYPTED[0]
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, question, continuation_id=made[1]))
+        asked = [each["content"] for each in rig.provider.chats[-1].body["messages"]]
+        assert asked == [LIKE_ENCRYPTED[1], question]
+        assert (await read(rig, made[1]))[:2] == asked
+        listed = await conversations.list(LOCAL_OWNER)
+        assert {each.title for each in listed.conversations} == {each[:90] for each in LIKE_ENCRYPTED}
+        with pytest.raises(InvalidArgument, match=r"\$exai"):
+            await conversations.change(LOCAL_OWNER, made[0], ConversationUpdate(metadata={"$exai": "$exai1$k1$AAAA$b"}))
+    async with with_keys("k2", "k1") as rig:
+        repository = RekeyRepository(rig.app.database)
+        place: tuple[str, int] | None = (FIRST, 0)
+        while place is not None:
+            batch = await repository.messages(place, is_rehearsal=False)
+            place = batch.place
+            assert batch.unreadable == []
+        assert (await repository.conversations((FIRST, 0), is_rehearsal=False)).unreadable == []
+        assert (await read(rig, made[0]))[0] == LIKE_ENCRYPTED[0]

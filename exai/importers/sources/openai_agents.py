@@ -1,5 +1,7 @@
 """Databases of the OpenAI Agents SDK's SQLite sessions, read without changing them.
 
+Only tables are read: a view in an uploaded database could run for ever.
+
 The key of a message is the number of its row. Branches of `AdvancedSQLiteSession` share the rows before them.
 """
 
@@ -60,7 +62,8 @@ def tables_of(path: Path) -> set[str]:
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {_text(row[0]) for row in connection.execute("select name from sqlite_master where type = 'table'")}
+    rows = connection.execute("select name, sql from sqlite_master where type = 'table'")
+    return {_text(name) for name, sql in rows if not _text(sql).lower().startswith("create virtual")}
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -72,6 +75,7 @@ def _open(path: Path) -> sqlite3.Connection:
         # A write-ahead log cannot be opened on a read-only medium.
         database = sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True, check_same_thread=False)
     database.text_factory = bytes
+    database.execute("pragma trusted_schema = off")
     return database
 
 
@@ -87,6 +91,9 @@ class _Database:
 
 def _sessions(document: SourceDocument, connection: sqlite3.Connection) -> Iterator[SourceItem]:
     tables = _tables(connection)
+    if MESSAGES not in tables:
+        yield document.damaged("", f"has no table {MESSAGES}")
+        return
     total = connection.execute("select count(*) from agent_messages").fetchone()[0]
     size = document.bundle.size_bytes(document.name)
     database = _Database(document, connection, STRUCTURE in tables, size // max(1, total))

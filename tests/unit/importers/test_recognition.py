@@ -1,6 +1,7 @@
 """Which program wrote a file is recognised by the beginning of its content."""
 
 import json
+import sqlite3
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,16 @@ async def test_a_directory_without_sources_is_reported(tmp_path: Path) -> None:
 
     for report in (empty, other):
         assert report.problems[0].endswith("has no file that can be imported")
+
+
+async def test_views_of_a_database_are_not_read(tmp_path: Path) -> None:
+    """Those of an uploaded database may have any number of rows, also if the kind of the file is named."""
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.executescript(
+            "create view agent_messages as with recursive n(id) as (select 1 union all select id + 1 from n limit 1000)"
+            " select id, 's' as session_id, '{}' as message_data, null as created_at from n;"
+        )
+    database.close()
+    report = await import_sources(None, LOCAL_OWNER, [tmp_path / "a.db"], "openai-agents")
+
+    assert (report.messages, report.problems) == (0, ["a.db: has no table agent_messages"])

@@ -36,6 +36,7 @@ from exai.db.rows import (
     conversation_of,
     files_of,
     identity_of,
+    json_of,
     keys_of,
     pending_of,
     stored_header,
@@ -199,28 +200,33 @@ class ConversationRepository:
         return replace(result, status="conflict_revision")
 
     async def _sealed(self, start: AppendStart) -> AppendStart:
-        """Return an append whose patches hold the whole metadata, as they are stored."""
+        """Return an append whose patches hold the whole metadata, as they are stored.
+
+        Its limit is one for them. It is 0 if one is too large as given, so that only a repeated append is not refused.
+        """
         owner = start.owner
         names = [each for each in (start.continuation_id, *(each.continuation_id for each in start.also)) if each]
         rows = await self._database.fetch("read_headers", owner, names)
         read = (conversation_of(orjson.loads(row["header"]), self._codec) for row in rows)
         found = {each.continuation_id: each for each in read}
+        sizes: list[int] = []
 
         def whole(name: ContinuationId, patch: MetadataPatch, made: Mapping[str, Any]) -> WholePatch:
             known = found.get(name)
             metadata = made if known is None else known.metadata
             if isinstance(metadata, Unseen):
                 raise metadata.why
-            return WholePatch(
-                self._codec.document(owner, name, patch.applied(metadata)), base=known.revision if known else 0
-            )
+            given = patch.applied(metadata)
+            sizes.append(len(json_of(given).encode()))
+            return WholePatch(self._codec.document(owner, name, given), base=known.revision if known else 0)
 
         also = [replace(each, patch=whole(each.continuation_id, each.patch, {})) for each in start.also]
-        if start.patch is None or start.continuation_id is None:
-            return replace(start, also=also)
-        return replace(
-            start, also=also, patch=whole(start.continuation_id, start.patch, start.made.get("metadata") or {})
-        )
+        patch = start.patch
+        if patch is not None and start.continuation_id is not None:
+            patch = whole(start.continuation_id, patch, start.made.get("metadata") or {})
+        fits = max(sizes, default=0) <= start.metadata_bytes
+        most = self._codec.stored_bytes(start.metadata_bytes) if fits else 0
+        return replace(start, also=also, patch=patch, metadata_bytes=most)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         keys = keys_of(start.messages) if start.messages or start.creates else None

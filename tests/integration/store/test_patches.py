@@ -163,7 +163,9 @@ async def test_metadata_do_not_grow_beyond_their_limit(rig: Rig) -> None:
     """By many small patches; those that remove as much are possible."""
     most = rig.app.settings.limits.metadata_bytes
     half = "x" * (most // 2)
-    await rig.app.conversations.append(patched(a=half))
+    await rig.app.conversations.append(patched(a=half, b="x" * (most * 4 // 10)))
+    request = AppendRequest(LOCAL_OWNER, [], continuation_id=SESSION, patch=MetadataPatch({"c": 1}, remove=["b"]))
+    await rig.app.conversations.append(request)
     with pytest.raises(InvalidArgument, match="larger than the limit"):
         await rig.app.conversations.append(patched("lost", b=half))
     with pytest.raises(InvalidArgument, match="larger than the limit"):

@@ -1107,6 +1107,7 @@ declare
   c_kept_chars constant integer := 460;
   v public.conversations;
   v_base bigint := 0;
+  v_kept text;
   v_now timestamptz;
 begin
   select c.* into v from public.conversations c
@@ -1124,8 +1125,12 @@ begin
   end if;
   v_now := pg_catalog.clock_timestamp();
   if found then
+    v_kept := pg_catalog.left(p_name, c_kept_chars) || '~' || v.id;
+    if exists (select from public.conversations c where c.owner = p_owner and c.continuation_id = v_kept) then
+      v_kept := pg_catalog.left(p_name, c_kept_chars) || '~' || p_new_id;
+    end if;
     update public.conversations c
-       set continuation_id = pg_catalog.left(p_name, c_kept_chars) || '~' || v.id, former_name = p_name,
+       set continuation_id = v_kept, former_name = p_name,
            revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id;
     v_base := v.revision + 1;

@@ -1,5 +1,6 @@
 -- Returns the conversation of this name, locked; makes it, without messages, if there is none or only a deleted one. A
--- deleted one is renamed to its name and its id, and remembers its name as former_name. The new conversation's id is
+-- deleted one is renamed to its name and its id (or, if a conversation has that name, p_new_id), and remembers its name as
+-- former_name. The new conversation's id is
 -- p_new_id, by which the caller recognizes that it was made.
 --
 -- Revisions do not decrease for a name: the new conversation begins at the revision that the renamed one has then, so
@@ -17,6 +18,7 @@ declare
   c_kept_chars constant integer := 460;
   v public.conversations;
   v_base bigint := 0;
+  v_kept text;
   v_now timestamptz;
 begin
   select c.* into v from public.conversations c
@@ -34,8 +36,12 @@ begin
   end if;
   v_now := pg_catalog.clock_timestamp();
   if found then
+    v_kept := pg_catalog.left(p_name, c_kept_chars) || '~' || v.id;
+    if exists (select from public.conversations c where c.owner = p_owner and c.continuation_id = v_kept) then
+      v_kept := pg_catalog.left(p_name, c_kept_chars) || '~' || p_new_id;
+    end if;
     update public.conversations c
-       set continuation_id = pg_catalog.left(p_name, c_kept_chars) || '~' || v.id, former_name = p_name,
+       set continuation_id = v_kept, former_name = p_name,
            revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id;
     v_base := v.revision + 1;

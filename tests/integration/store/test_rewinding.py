@@ -312,3 +312,29 @@ async def test_cut_and_former_conversations_are_purged_and_erased(rig: Rig) -> N
         purged = await CurationRepository(rig.app.database).purge(after_s=0.0)
     assert (await rig.app.conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations == ()
     assert await text_of(rig) == "xyz"
+
+
+@pytest.mark.parametrize("name", [ContinuationId("n"), ContinuationId("n" * 500)], ids=["short", "longest"])
+async def test_a_deleted_name_is_free_although_the_name_of_what_had_it_is_taken(rig: Rig, name: ContinuationId) -> None:
+    """By another conversation, or (names are cut) by itself, because it was renamed before."""
+    conversations = rig.app.conversations
+    await append(rig, "a", name)
+    first = (await conversations.read(LOCAL_OWNER, name)).conversation
+    taken = ContinuationId(f"{name[:460]}~{first.id}")
+    await append(rig, "b", taken)
+    contents = ["a", "b"]
+    for letter, each in (("c", name), ("d", taken), ("e", name)):
+        await conversations.delete(LOCAL_OWNER, each)
+        await append(rig, letter, each)
+        assert await text_of(rig, each) == letter
+        contents.append(letter)
+    deleted = (await conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
+    for each in deleted:
+        await conversations.restore(LOCAL_OWNER, each.continuation_id)
+    shown = [await text_of(rig, each) for each in (name, taken, *(one.continuation_id for one in deleted))]
+    assert sorted(shown) == contents
+    # What was renamed may lose that name as well.
+    for each in deleted:
+        await conversations.delete(LOCAL_OWNER, each.continuation_id)
+        await append(rig, "f", each.continuation_id)
+        assert await text_of(rig, each.continuation_id) == "f"

@@ -46,7 +46,7 @@ RECORDS: Final[TypeAdapter[ConversationRecord]] = TypeAdapter(ConversationRecord
 MESSAGES: Final[TypeAdapter[ModelMessage]] = TypeAdapter(ModelMessage)
 
 
-class Stored(NamedTuple):
+class StoredRecord(NamedTuple):
     """A conversation as it is stored, with its record, if it has one."""
 
     conversation: Conversation
@@ -210,9 +210,9 @@ class ExaiConversationStore(ConversationStore):
             return
         raise ConversationConflict(conversation_id)
 
-    async def _stored(self, conversations: Conversations, name: ContinuationId) -> Stored | None:
+    async def _stored(self, conversations: Conversations, name: ContinuationId) -> StoredRecord | None:
         header = await read_header(conversations, self._owner, name)
-        return None if header is None else Stored(header, _record_of(header))
+        return None if header is None else StoredRecord(header, _record_of(header))
 
     async def _find(self, entry_id: str) -> tuple[ContinuationId, Message]:
         """Return an entry's message and a conversation that has it. Raises `KeyError`.

@@ -55,6 +55,15 @@ test-adoption: .venv/dev.done ## migrate a million messages of an older system w
 test-previous: .venv/dev.done ## run the acceptance tests of the last release on databases that this tree has migrated (minutes)
 	@$(PY) -m tests.migration.previous $(ARGS)
 
+# Each framework in environments of its own, with its oldest and its newest release.
+ADAPTERS := openai-agents claude-agent adk pydantic-ai agent-framework langchain
+.PHONY: test-adapters
+test-adapters: .venv/dev.done $(foreach age,oldest newest,$(ADAPTERS:%=.venv/adapters/%-$(age)/done)) ## run the adapters with the oldest and the newest release of their frameworks (minutes)
+	@for name in $(ADAPTERS); do for age in oldest newest; do echo "$$name, $$age"; \
+		.venv/adapters/$$name-$$age/bin/python -m pytest -n 0 -q \
+			$$(ls tests/adapters/test_$$(echo $$name | sed 's/-.*//')_*.py tests/adapters/test_$$name.py 2>/dev/null) $(ARGS) || exit 1; \
+	done; done
+
 # The quick parts: tests that depend on the releases of other packages, without timing, faults and attacks.
 VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
 test-lowest: .venv/dev.done .venv/lowest/exai ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras

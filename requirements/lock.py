@@ -44,7 +44,7 @@ LOCKS = {
     "stores": ["--group", "stores"],
     "supply": ["--group", "supply"],
 }
-FRAMEWORKS = ("openai-agents", "claude-agent", "adk")
+FRAMEWORKS = ("openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain")
 """The extras that are adapters: each has a lock with the newest release of its framework, and one with the oldest."""
 ADAPTER = (*("--extra", "server", "--extra", "embedded"), "--group", "adapters")
 HELD = ("image", "dev", "browser", "fuzz")

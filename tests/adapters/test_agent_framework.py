@@ -15,6 +15,7 @@ from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
 from exai.store import Store
+from tests.adapters.quick_starts import run_quick_start
 
 framework: Any = pytest.importorskip("agent_framework", reason="agent-framework is not installed")
 
@@ -51,16 +52,17 @@ async def test_contents_are_returned_equal(store: Store, kind: str) -> None:
     assert [each.to_dict() for each in found] == [each.to_dict() for each in saved]
 
 
+class Scripted(framework.BaseChatClient):
+    """Answers with the number of messages that it was given."""
+
+    def _inner_get_response(self, *, messages: Any, stream: bool, options: Any, **kwargs: Any) -> Any:
+        async def answer() -> Any:
+            return framework.ChatResponse(messages=[Message("assistant", [f"{len(messages)} messages"])])
+
+        return answer()
+
+
 async def test_agent_continues_its_session(store: Store) -> None:
-    class Scripted(framework.BaseChatClient):
-        """Answers with the number of messages that it was given."""
-
-        def _inner_get_response(self, *, messages: Any, stream: bool, options: Any, **kwargs: Any) -> Any:
-            async def answer() -> Any:
-                return framework.ChatResponse(messages=[Message("assistant", [f"{len(messages)} messages"])])
-
-            return answer()
-
     session = framework.AgentSession(session_id=str(uuid.uuid4()))
     name = ContinuationId(session.session_id)
     for expected in ("1 messages", "3 messages", "5 messages"):
@@ -99,3 +101,10 @@ async def test_cancelled_caller_loses_no_write(store: Store) -> None:
     with pytest.raises(asyncio.CancelledError):
         await saving
     assert [each.text for each in await provider.get_messages(session)] == ["kept"]
+
+
+async def test_quick_start_continues_the_session(address: str) -> None:
+    for expected in (2, 4):
+        names = await run_quick_start("microsoft", address, client=Scripted())
+        assert len(await names["history"].get_messages("conversation_123")) == expected
+        await names["history"].close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exai.app import open_app
-from exai.client import blocking, connect_blocking
+from exai.client import blocking, connect, connect_blocking
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument
 from exai.items import load_item
@@ -25,6 +25,7 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
 from exai.adapters.langchain import ExaiMirror
+from tests.adapters.quick_starts import run_quick_start
 
 WORD = "quicksilver"
 EXPECTED = [
@@ -114,3 +115,14 @@ async def test_missing_threads_and_wrong_stores_are_refused(settings: Mapping[st
         question, config = questions("thread")[0]
         with pytest.raises(InvalidArgument, match="store"):
             agent(ExaiMirror(app)).invoke(question, config)
+
+
+async def test_quick_start_mirrors_the_thread(address: str) -> None:
+    model = Scripted(messages=iter([AIMessage("San Francisco")]))
+    await run_quick_start("langchain", address, model=model)
+    async with connect(address) as client:
+        page = await client.conversations.read(LOCAL_OWNER, ContinuationId("conversation_123"))
+    assert shown(page.messages) == [
+        ("user", "What city is the Golden Gate Bridge in?"),
+        ("assistant", "San Francisco"),
+    ]

@@ -24,6 +24,7 @@ from pydantic_ai.conversation_store import ConversationConflict, InMemoryConvers
 from pydantic_ai.models.test import TestModel
 
 from exai.adapters.pydantic_ai import ExaiConversationStore
+from tests.adapters.quick_starts import run_quick_start
 
 STEPS = 25
 KINDS = ("save", "save", "save", "rewrite", "branch", "back", "fork", "delete", "limit", "stale")
@@ -149,3 +150,10 @@ async def test_owners_are_apart(settings: Mapping[str, str]) -> None:
         assert await other.list_conversations() == []
         with pytest.raises(LookupError):
             await other.read_entry(saved[0].id)
+
+
+async def test_quick_start_continues_the_conversation(address: str) -> None:
+    for turns in (1, 2):
+        names = await run_quick_start("pydantic", address, model=TestModel(custom_output_text="San Francisco"))
+        assert len((await names["store"].load("conversation_123")).messages) == 2 * turns
+        await names["store"].close()

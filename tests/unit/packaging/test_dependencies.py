@@ -49,13 +49,13 @@ DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 S3 = declared(PROJECT["optional-dependencies"]["s3"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 PARTS = DOCUMENTS | S3 | OTEL
-ADAPTERS = {"openai-agents", "claude-agent", "adk"}
+ADAPTERS = {"openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain"}
 FRAMEWORKS = declared([each for name in ADAPTERS for each in PROJECT["optional-dependencies"][name]])
 NEEDED_BY_PROGRAMS = {"openai-agents"}
 """The adapter takes the place of a class of the SDK, and does without importing it."""
 
-WITHOUT_EXTRA = {"agent_framework", "langchain", "langchain_core", "langgraph"}
-"""Frameworks that a program installs itself; their adapters have no extra."""
+PARTS_OF_LANGCHAIN = {"langchain_core", "langgraph"}
+"""Packages that define the types of `langchain`, which pins them."""
 
 NAMESPACES = {
     "opentelemetry": OTEL,
@@ -97,7 +97,12 @@ def closure(roots: tuple[str, ...]) -> set[str]:
 
 
 # pydantic_core comes with pydantic, whose every release needs one exact version of it.
-SAME_AS = {"pydantic-core": "pydantic", "claude_agent_sdk": "claude-agent-sdk"}
+SAME_AS = {
+    "pydantic-core": "pydantic",
+    "claude_agent_sdk": "claude-agent-sdk",
+    "agent_framework": "agent-framework-core",
+    "pydantic_ai": "pydantic-ai-slim",
+}
 
 
 def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
@@ -108,12 +113,12 @@ def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
 def test_every_import_is_declared() -> None:
     """A distribution that only comes with another one is gone when that one stops needing it."""
     paths = [*MODULES.values(), *(ROOT / "alembic").rglob("*.py")]
-    assert used(paths) - BASE - SERVER - PARTS - FRAMEWORKS == WITHOUT_EXTRA
+    assert used(paths) - BASE - SERVER - PARTS - FRAMEWORKS == PARTS_OF_LANGCHAIN
 
 
 def test_every_declared_distribution_is_imported() -> None:
     """A dependency that is not imported costs users a download and conflicts."""
-    found = used(list(MODULES.values())) - WITHOUT_EXTRA
+    found = used(list(MODULES.values())) - PARTS_OF_LANGCHAIN
     assert BASE | SERVER | PARTS | FRAMEWORKS == found | NEEDED_BY_OTHERS | NEEDED_BY_PROGRAMS
     assert EMBEDDED == STARTED_NOT_IMPORTED
     assert not BASE & SERVER

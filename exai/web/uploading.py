@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import orjson
@@ -36,6 +37,13 @@ UPLOADS: Final = 4
 
 CHUNK_S: Final = 60.0
 """Time within which the next bytes of an upload must arrive."""
+
+LEAST_BYTES_PER_S: Final = 4_096
+"""Of an upload on average, after its first minute."""
+
+MAX_STEM_BYTES: Final = 160
+MAX_ENDING_CHARS: Final = 20
+"""Of at most 4 bytes; a name has at most 255 bytes on most file systems."""
 
 PROGRESS_S: Final = 0.5
 TYPE: Final = "application/octet-stream"
@@ -93,8 +101,8 @@ class _Uploads:
             await reply.text(Rejection(400, f"kind is unknown; use one of {', '.join(SOURCE_KINDS)}"))
             return
         with tempfile.TemporaryDirectory(prefix="exai-import-") as directory:
-            path = Path(directory, _name_of(query))
-            refusal = await self._take(receive, path)
+            path = Path(directory, name_on_disk(query.get("name", "")))
+            refusal = await take_upload(receive, path, self._most_bytes)
             if refusal is not None:
                 await reply.text(refusal)
                 return
@@ -102,27 +110,6 @@ class _Uploads:
             await reply.begin_stream()
             await self._import(path, kind, admitted.owner, receive, reply)
             await reply.end_stream()
-
-    async def _take(self, receive: Receive, path: Path) -> Rejection | None:
-        """Write an upload to disk. Returns the reason why it is refused."""
-        size_bytes = 0
-        with await asyncio.to_thread(path.open, "wb") as file:
-            while True:
-                try:
-                    async with asyncio.timeout(CHUNK_S):
-                        message = await receive()
-                except TimeoutError:
-                    return Rejection(408, f"no bytes of the upload arrived for {CHUNK_S:g} s")
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                body = message.get("body", b"")
-                size_bytes += len(body)
-                if size_bytes > self._most_bytes:
-                    limit = f"EXAI_FILES__IMPORT_MAX_BYTES is {self._most_bytes:,}"
-                    return Rejection(413, f"the file is too large: {limit}; import it with exai import")
-                await asyncio.to_thread(file.write, body)
-                if not message.get("more_body", False):
-                    return None
 
     async def _import(
         self, path: Path, kind: SourceKind | None, owner: Owner, receive: Receive, reply: HttpReply
@@ -148,10 +135,42 @@ class _Uploads:
             await asyncio.wait({work, gone})
 
 
-def _name_of(query: Mapping[str, str]) -> str:
-    """Return the name of an upload, without any directory."""
-    name = shown_name(query.get("name", "").replace("\\", "/").rpartition("/")[2])
-    return "file" if name in (".", "..") else name
+async def take_upload(
+    receive: Receive, path: Path, most_bytes: int, clock: Callable[[], float] = time.monotonic
+) -> Rejection | None:
+    """Write an upload to disk. Returns the reason why it is refused."""
+    size_bytes, begun = 0, clock()
+    with await asyncio.to_thread(path.open, "wb") as file:
+        while True:
+            # One that trickles would keep its place from others for ever.
+            left_s = begun + CHUNK_S + size_bytes / LEAST_BYTES_PER_S - clock()
+            if left_s <= 0:
+                return Rejection(408, f"the upload is slower than {LEAST_BYTES_PER_S:,} bytes a second")
+            try:
+                async with asyncio.timeout(min(CHUNK_S, left_s)):
+                    message = await receive()
+            except TimeoutError:
+                return Rejection(408, f"no bytes of the upload arrived for {min(CHUNK_S, left_s):.0f} s")
+            if message["type"] == "http.disconnect":
+                raise Gone
+            body = message.get("body", b"")
+            size_bytes += len(body)
+            if size_bytes > most_bytes:
+                limit = f"EXAI_FILES__IMPORT_MAX_BYTES is {most_bytes:,}"
+                return Rejection(413, f"the file is too large: {limit}; import it with exai import")
+            await asyncio.to_thread(file.write, body)
+            if not message.get("more_body", False):
+                return None
+
+
+def name_on_disk(name: str) -> str:
+    """Return the name of an upload as a file here can have it: without any directory, and not too long."""
+    given = name.replace("\\", "/").rpartition("/")[2]
+    ending = "".join(PurePosixPath(given).suffixes[-2:])
+    ending = ending if len(ending) <= MAX_ENDING_CHARS else ""
+    stem = given[: len(given) - len(ending)].encode("utf-8", "replace")[:MAX_STEM_BYTES].decode("utf-8", "ignore")
+    shown = shown_name(stem + ending)
+    return "file" if shown in (".", "..") else shown
 
 
 def _progress(report: ImportReport) -> dict[str, Any]:

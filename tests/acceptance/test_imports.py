@@ -121,6 +121,13 @@ def test_an_upload_is_imported_with_a_report(daemon: Daemon) -> None:
     assert answers[0].headers["content-type"].startswith("text/event-stream")
 
 
+def test_an_upload_may_have_a_name_that_no_file_here_can_have(daemon: Daemon) -> None:
+    content = json.dumps([chatgpt("named", chain(["one"]))]).encode()
+    answer = upload(daemon, "\u6587" * 200 + ".json", content)
+
+    assert events_of(answer)[-1]["report"]["stored"] == 1
+
+
 def test_uploads_that_are_not_one_are_refused(daemon: Daemon) -> None:
     large = upload(daemon, "x.json", b"[" + b" " * (MOST_BYTES * 2) + b"]")
     typed = upload(daemon, "x.json", b"[]", **{"content-type": "text/plain"})

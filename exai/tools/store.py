@@ -29,6 +29,7 @@ from exai.mcp.features.tools import TRANSFER_TIMEOUT_S
 from exai.models import FileId, Owner, Page, StoredFile
 from exai.store import wire
 from exai.tools.progress import AnswerProgress
+from exai.validation import check_number
 
 FRAME_BYTES: Final = 4_096
 """Of a reply, for what is beside the value."""
@@ -44,8 +45,8 @@ class StoreCalls:
 
     def __init__(self, app: App) -> None:
         self._services: dict[str, object] = {"conversations": app.conversations, "files": app.files, "chat": app.chat}
-        self._ranges = FileRange(app.files)
         self._room_bytes = app.settings.server.reply_max_bytes - FRAME_BYTES
+        self._ranges = FileRange(app.files, max(FRAME_BYTES, self._room_bytes // 2))
 
     async def call(self, operation: wire.StoreOperation, call: Call, context: CallContext) -> Json:
         """Carry out one operation; the result is its value, or a part of it."""
@@ -89,17 +90,19 @@ class StoreCalls:
 
 
 class FileRange:
-    """Reads a part of a file; implements `exai.store.wire.FileRanges`."""
+    """Reads a part of a file that fits into a reply; implements `exai.store.wire.FileRanges`."""
 
-    def __init__(self, files: FileService) -> None:
-        self._files = files
+    def __init__(self, files: FileService, most_bytes: int) -> None:
+        self._files, self._most_bytes = files, most_bytes
 
     async def read_range(
         self, owner: Owner, file_id: FileId, *, offset: int, size_bytes: int
     ) -> tuple[StoredFile, bytes]:
-        """Return a file, and at most `size_bytes` bytes of it from `offset` on."""
+        """Return a file, and at most `size_bytes` bytes of it from `offset` on. Raises `InvalidArgument`."""
+        check_number("offset", offset)
+        check_number("size_bytes", size_bytes)
         file = await self._files.get(owner, file_id)
-        size_bytes = max(0, min(size_bytes, file.size_bytes - offset))
+        size_bytes = max(0, min(size_bytes, file.size_bytes - offset, self._most_bytes))
         return file, await self._files.read_bytes(owner, file, offset, size_bytes) if size_bytes else b""
 
 
@@ -130,9 +133,11 @@ def _check_caller(arguments: dict[str, Any], owner: Owner) -> None:
     if isinstance(request, AppendRequest) and (request.sources or request.identity or request.counts_steps):
         raise InvalidArgument("sources, identity or counts_steps", OF_A_PROCESS, "Leave it out")
     if isinstance(request, ChatRequest):
-        own = (request.guidance, request.prepare, request.taken)
+        own = (request.guidance, request.prepare, request.taken, request.system_taken)
         if request.sources or request.reread or request.named or any(each is not None for each in own):
-            raise InvalidArgument("guidance, prepare, taken, sources, reread or named", OF_A_PROCESS, "Leave it out")
+            raise InvalidArgument(
+                "guidance, prepare, taken, system_taken, sources, reread or named", OF_A_PROCESS, "Leave it out"
+            )
 
 
 def _offset_of(part: object) -> int:

@@ -32,10 +32,12 @@ from exai.errors import (
     Unauthorized,
 )
 from exai.files.loading import FileContent
+from exai.files.pieces import Taken
 from exai.models import ContinuationId, Delta, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from exai.settings.load import load_settings
 from exai.store import Store
+from exai.tools.store import FileRange
 from tests.conftest import fresh
 from tests.support.backend import Backend
 from tests.support.daemon import Daemon, start_daemon
@@ -391,8 +393,24 @@ async def test_what_only_the_process_can_give_is_refused(guarded: Daemon) -> Non
             client.conversations.append(said("x", identity=("y",))),
             client.conversations.append(said("x", counts_steps=True)),
             client.chat.run(ChatRequest(ALICE, "x", named=["y"])),
+            client.chat.run(ChatRequest(ALICE, "x", system="y", system_taken=Taken("y", (), ()))),
         ):
             assert isinstance(await refusal_of(call), InvalidArgument)
+
+
+async def test_a_range_of_a_file_is_bounded(settings: Mapping[str, str]) -> None:
+    """A call reads no more than fits into its reply, and nothing before the beginning."""
+    async with open_app(load_settings(dict(settings))) as app:
+        (file,) = await app.files.put(ALICE, [FileContent("a.bin", bytes(range(256)))])
+        ranges = FileRange(app.files, 100)
+        assert (await ranges.read_range(ALICE, file.id, offset=200, size_bytes=10**12))[1] == bytes(range(200, 256))
+        assert (await ranges.read_range(ALICE, file.id, offset=9, size_bytes=10**12))[1] == bytes(range(9, 109))
+        assert (await ranges.read_range(ALICE, file.id, offset=10**12, size_bytes=1))[1] == b""
+        for offset, size_bytes in ((-1, 10), (0, -1)):
+            assert isinstance(
+                await refusal_of(ranges.read_range(ALICE, file.id, offset=offset, size_bytes=size_bytes)),
+                InvalidArgument,
+            )
 
 
 async def test_methods_are_offered_to_clients_that_declare_the_extension(guarded: Daemon) -> None:

@@ -32,6 +32,9 @@ MARKS: Final = (
 MARK_BYTES: Final = 4
 CHUNK_BYTES: Final = 262_144
 MAX_FILES: Final = 1_000_000
+MAX_DIRECTORY_BYTES: Final = 32 * 1_048_576
+"""Of the names in a zip archive, which are read at once."""
+
 UNREADABLE: Final = (
     zipfile.BadZipFile,
     zlib.error,
@@ -132,7 +135,7 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     """Open a file, a directory or a zip archive. Raises `NotFound` or `InvalidArgument`."""
     try:
         if path.is_file() and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+            with _ArchiveFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
                 yield ZipBundle(archive, path.name)
             return
         if not path.exists():
@@ -199,6 +202,15 @@ def _is_there(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+class _ArchiveFile(io.BufferedReader):
+    """The file of a zip archive. Its end states the size of the directory, for which memory is taken."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has {size:,} bytes; the limit is {MAX_DIRECTORY_BYTES:,}")
+        return super().read(size)
 
 
 class _Counted(io.RawIOBase):

@@ -2,12 +2,15 @@
 
 import json
 import sqlite3
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exai.errors import InvalidArgument
 from exai.importers.pipeline import import_sources
 from exai.importers.reading.bundles import ReadMeter, open_bundle
 from exai.importers.reading.documents import SourceDocument
@@ -153,3 +156,19 @@ async def test_views_of_a_database_are_not_read(tmp_path: Path) -> None:
     report = await import_sources(None, LOCAL_OWNER, [tmp_path / "a.db"], "openai-agents")
 
     assert (report.messages, report.problems) == (0, ["a.db: has no table agent_messages"])
+
+
+async def test_the_directory_of_an_archive_takes_no_more_memory_than_its_limit(tmp_path: Path) -> None:
+    """The end of a file may state any size; this file has 256 MiB, and takes no place on disk."""
+    size = 256 * 1_048_576
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, size, 0, 0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgument, match="directory has 268,435,456 bytes"):
+            await rehearsed(tmp_path / "a.zip")
+        assert tracemalloc.get_traced_memory()[1] < size // 8
+    finally:
+        tracemalloc.stop()

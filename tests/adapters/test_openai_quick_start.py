@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("agents.testing", reason="the OpenAI Agents SDK is not installed; `make test-adapters` runs this")
+pytest.importorskip(
+    "agents.testing",
+    reason="there is no agents.testing, which newer OpenAI Agents SDKs have; `make test-adapters` runs this",
+)
 
 import agents
 from agents.testing import ScriptedModel, assistant_message

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from exai.conversations.large import LargeContent, pieces_in
+from exai.conversations.large import LargeContent, pieces_in, stored_form
 from exai.db.conversations import ConversationRepository
 from exai.db.records import AppendResult, AppendStart, FilesAlong
 from exai.files.loading import FileContent
@@ -28,7 +28,7 @@ async def append(large: LargeContent, repository: ConversationRepository) -> App
     pieces, name = pieces_in(taken), str(uuid.uuid4())
 
     async def send(along: FilesAlong | None) -> AppendResult:
-        messages = [each.applied(message) for message, each in zip(given, taken, strict=True) if each]
+        messages = [stored_form(message, each) for message, each in zip(given, taken, strict=True)]
         ids = [piece.id for piece in pieces]
         start = AppendStart(
             LOCAL_OWNER,

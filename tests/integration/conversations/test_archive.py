@@ -17,6 +17,7 @@ from exai.conversations.transfer import EMBEDDED_BYTES, ImportProgress
 from exai.db.contents import PART_BYTES
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import connect
+from exai.db.filters import ListFilter
 from exai.errors import Conflict, InvalidArgument
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
@@ -223,19 +224,33 @@ async def test_fork_can_be_imported_where_it_came_from(rig: Rig) -> None:
         await imported(rig, other)
 
 
-@pytest.mark.parametrize("deleted", [False, True])
-async def test_other_messages_under_the_same_name_are_a_conflict(rig: Rig, deleted: bool) -> None:
-    """Two conversations are never mixed, nor is one brought back under the words of another."""
+async def test_other_messages_under_the_same_name_are_a_conflict(rig: Rig) -> None:
+    """Two conversations are never mixed."""
     name = await stored(rig, "mine", "second")
     text = await exported(rig, name)
-    if deleted:
-        await rig.app.conversations.delete(LOCAL_OWNER, name)
     for other in (text.replace('"second"', '"yours"'), text.replace('"role":"user"', '"role":"assistant"')):
         with pytest.raises(Conflict) as caught:
             await imported(rig, other)
         assert caught.value.reason == "exists"
     listed = (await rig.app.conversations.list(LOCAL_OWNER)).conversations
-    assert [each.continuation_id for each in listed] == ([] if deleted else [name])
+    assert [each.continuation_id for each in listed] == [name]
+
+
+async def test_other_messages_under_a_deleted_name_are_another_conversation(rig: Rig) -> None:
+    """The deleted one is not brought back under the words of another, and can still be restored."""
+    name = await stored(rig, "mine", "second")
+    text = await exported(rig, name)
+    await rig.app.conversations.delete(LOCAL_OWNER, name)
+    await imported(rig, text.replace('"second"', '"yours"'))
+    page = await rig.app.conversations.read(LOCAL_OWNER, name)
+    assert [message.content for message in page.messages] == ["mine", "yours"]
+    with pytest.raises(Conflict) as caught:
+        await imported(rig, text)
+    assert caught.value.reason == "exists"
+    deleted = (await rig.app.conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
+    former = await rig.app.conversations.restore(LOCAL_OWNER, deleted[0].continuation_id)
+    page = await rig.app.conversations.read(LOCAL_OWNER, former.continuation_id)
+    assert [message.content for message in page.messages] == ["mine", "second"]
 
 
 @pytest.fixture

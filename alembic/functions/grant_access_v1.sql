@@ -50,7 +50,8 @@ begin
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
        and (n.nspname in ('exai', 'monitoring') or (n.nspname = 'public' and c.relname = any(c_open)))
-     order by c.oid
+     -- Partitions last: a statement that writes locks the partitioned table first.
+     order by c.relispartition, c.oid
   loop
     if t.relkind = 'S' then
       execute format('revoke all on sequence %s from %s', t.name, v_everybody);

@@ -30,6 +30,9 @@ INDEXES = (
 LOCKED = ("conversations", "messages", "turns", "files", "conversation_files")
 """The tables with many users. They are locked together, before the function creates the policies of any."""
 
+METRICS = "monitoring.metrics_raw"
+"""Locked with its partitions, in the order in which writers lock them."""
+
 HAS_ROLES = """
 select exists (select from pg_catalog.pg_roles r
                 where r.rolname in ('anon', 'authenticated', 'service_role', 'exai_app'))
@@ -66,7 +69,7 @@ def upgrade() -> None:
     create_triggers(TRIGGERS)
     op.execute("alter table exai.alembic_version enable row level security")
     if bind.exec_driver_sql(HAS_ROLES).scalar():
-        take_locks(*LOCKED)
+        take_locks(*LOCKED, METRICS)
     op.execute("select exai.grant_access_v1(), exai.announce_v1()")
 
 

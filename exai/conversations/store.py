@@ -17,7 +17,7 @@ from exai.conversations.appends import Appends
 from exai.conversations.deduplication import once
 from exai.conversations.indexing import Indexing
 from exai.conversations.large import LargeContent
-from exai.conversations.paging import newest_of, page_of
+from exai.conversations.paging import newest_of, page_of, with_pending
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import Appended, AppendRequest, Rewound
@@ -26,7 +26,7 @@ from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository
 from exai.db.records import FoundMessage
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
-from exai.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
+from exai.errors import DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
     PAGE_BYTES,
@@ -173,16 +173,10 @@ class ConversationStore:
             return newest_of(stale, limit, "cache", stale_s=stale.age_s)
         page = newest_of(found, limit, source)
         if page.conversation.pending and source == "cache":
-            page = await self._with_pending(page)
+            current = await with_pending(self._repository, page)
+            found = found if current else await load()
+            page = current or newest_of(found, limit, "database")
         return replace(page, part=found.part) if isinstance(found, Loaded) and found.part else page
-
-    async def _with_pending(self, page: Page) -> Page:
-        """Return a cached page with the turns that are running now; without the database, as it was cached."""
-        try:
-            pending = await self._repository.pending(page.conversation.id)
-        except DatabaseError:
-            return page
-        return replace(page, conversation=replace(page.conversation, pending=pending))
 
     async def list(
         self,

@@ -51,7 +51,7 @@ def test_program_with_names_of_its_own_prints_what_is_stored(postgres_url: str, 
 
 
 def test_program_of_the_client_keeps_a_message_at_a_daemon(shared_daemon: Daemon, tmp_path: Path) -> None:
-    program = _program_of("library.md", 2).replace("127.0.0.1:8765", f"127.0.0.1:{shared_daemon.port}")
+    program = _program_of("library.md", 2).replace("127.0.0.1:8079", f"127.0.0.1:{shared_daemon.port}")
     assert _run(program, tmp_path) == "Deploy on Friday?\n"
 
 

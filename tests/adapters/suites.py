@@ -40,7 +40,9 @@ def source_of(distribution: str) -> Path:
         requirement = f"{distribution}=={version(distribution)}"
         subprocess.run([str(ROOT / ".venv/bin/python"), *command, requirement], check=True)
         with tarfile.open(directory / f"{name}.tar.gz") as archive:
-            archive.extractall(directory, filter="data")
+            # The first releases of Python 3.11 have no filters.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(directory)
     return directory / name
 
 

@@ -29,7 +29,9 @@ def unpack(root: Path, tag: str, directory: Path) -> None:
     unfinished = directory.with_name(f"unfinished-{directory.name}")
     unfinished.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(unfinished, filter="data")
+        # The first releases of Python 3.11 have no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(unfinished)
     unfinished.rename(directory)
 
 

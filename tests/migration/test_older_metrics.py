@@ -9,7 +9,7 @@ import pytest
 from alembic.util import CommandError
 
 from exai.db.migrations.migrate import upgrade
-from tests.support.migrations import before, downgrade, named, run, session, value
+from tests.support.migrations import before, create_role, downgrade, named, run, session, value
 
 EARLIER, BACKFILL = before("backfill_older_metrics"), named("backfill_older_metrics")
 METRICS = named("expand_monitoring")
@@ -163,9 +163,9 @@ async def test_shapes_that_cannot_be_a_partition_are_set_aside_whole(empty_postg
 
 
 async def test_readers_and_writers_see_no_error_meanwhile(empty_postgres_url: str, older: OlderMetrics) -> None:
-    """Not when columns come, not when the table becomes a partition of another of its name."""
+    """Not when columns come, not when the table becomes a partition of another of its name, nor for rights of roles."""
     url = empty_postgres_url
-    await run(url, older.sql)
+    await run(url, older.sql, *create_role("exai_app"))
     done = asyncio.Event()
     written = 0
 

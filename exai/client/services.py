@@ -59,7 +59,7 @@ class ConversationsClient:
         self._connection = connection
 
     async def append(self, request: AppendRequest) -> Appended:
-        """Store messages as one block; they are stored once, whatever happens to the connection."""
+        """Store messages as one block, once even if the connection is lost and the request is repeated."""
         request.validate(LIMITS)
         key = request.idempotency_key or str(uuid.uuid4())
         sent = replace(request, idempotency_key=key)

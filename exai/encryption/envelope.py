@@ -3,8 +3,8 @@
 `$exai1$KEY$BODY` is encrypted under the key named KEY; BODY is base64 of nonce, ciphertext and tag. A message has two
 more fields, which the database adds when it numbers the message (`exai.place_v1`): the id of its conversation, and a
 hash of that id and its number under a secret inside the ciphertext. So a message is bound to its place although its
-number is not known when it is encrypted, and nobody without the key can place it elsewhere. A title has one more field:
-a hash of the name of the conversation for which it was encrypted.
+number is not known when it is encrypted, and only a holder of the key can place it elsewhere. A title has one more
+field: a hash of the name of the conversation for which it was encrypted.
 
 A text that is not encrypted, but begins as if it were, is stored after `$exai0$`, so that it is read as it was given.
 

@@ -3,7 +3,7 @@
 The active branch is the conversation. Every other leaf is a fork, which begins at the last message that it shares with
 a branch before it, and is named after its first own message, so that its name stays when it grows.
 
-Invariant: every node is in exactly one branch, whatever the parents are: missing, cyclic, or given twice.
+Invariant: every node is in exactly one branch, also if parents are missing, cyclic or given twice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exports of ChatGPT: `conversations.json`, or `conversations-000.json` and so on, alone or with attachments beside it.
 
-Attachments are found by the ids in their names, whatever directory, ending or listing the export uses.
+Attachments are found by the ids in their names; directories, endings and listings differ between exports.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _records(messages: list[Any], where: str) -> Iterator[JsonRecord]:
 
 
 def readable_json(value: Mapping[str, Any]) -> bytes:
-    """Return an object as JSON, whatever texts it holds."""
+    """Return an object as JSON, also one with texts that are not valid Unicode."""
     try:
         return orjson.dumps(value)
     except TypeError:

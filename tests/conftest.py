@@ -50,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[USED] = set()
     # `nohup` ignores hangups in all its children, and a daemon respects that; tests send hangups to daemons.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell makes its commands in the background ignore interrupts, and programs inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Without compiled modules each program that a test starts takes a third longer; `git` ignores their files.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -105,7 +105,7 @@ async def _outcome(rule: Rule, subject: Subject, choice: Choice) -> Outcome:
             await rule.check(world)
     except NotApplicable as error:
         return Outcome(rule, "skipped", reason=str(error), took_s=time.monotonic() - began_s)
-    except Exception as error:  # noqa: BLE001 - whatever the store raises breaks the rule
+    except Exception as error:  # noqa: BLE001 - any exception of the store breaks the rule
         problem, found = _described(error)
         if limit.expired():
             problem = f"did not end within {RULE_TIMEOUT_S:g} s"

@@ -1,6 +1,6 @@
 """Names of conversations, made of the ids that frameworks give.
 
-Invariant: different ids have different names, whatever characters they hold and however long they are.
+Invariant: different ids have different names, for ids of any characters and any length.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class ConversationsClient:
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
     ) -> Rewound:
-        """Cut the newest messages of a conversation off, once, whatever happens to the connection."""
+        """Cut the newest messages of a conversation off, once even if the request is repeated."""
         key = idempotency_key or str(uuid.uuid4())
         given = {"owner": owner, "continuation_id": continuation_id, "to_seq": to_seq, "drop": drop}
         more = {"expected_revision": expected_revision, "idempotency_key": key}

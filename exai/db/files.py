@@ -150,7 +150,7 @@ class FileRepository:
         try:
             seal = read_seal(self._codec, owner, file.sha256, file.encoding)
         except ContentUnreadable:
-            # Whoever reads it receives the stored form, in which there is no text.
+            # Its readers receive the stored form, in which there is no text.
             return replace(file, encoding=NO_TEXT)
         return replace(
             file,

@@ -1,7 +1,7 @@
 """Encrypts what is stored and decrypts what is read: the one place between rows, or cached pages, and their meaning.
 
 Invariant: what cannot be decrypted is never shown as if it were content. A message becomes one of kind `unreadable`,
-whose text names the field, the reason and the cure, so that it does not hide the others; whatever would build on its
+whose text names the field, the reason and the cure, so that it does not hide the others; code that builds on its
 content calls `require_readable` first.
 """
 

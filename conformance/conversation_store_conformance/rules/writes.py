@@ -161,7 +161,7 @@ async def concurrent_ids(world: World) -> None:
 
 @rule("retries.lost-reply", "append_once", "lose_reply")
 async def lost_reply(world: World) -> None:
-    """A write whose reply was lost after its commit is stored once, whoever repeats it."""
+    """A write whose reply was lost after its commit is stored once, also if another client repeats it."""
     store, name, key = await world.open(), world.name(), world.name("key")
     await store.append(name, messages("start"))
     await store.lose_reply()

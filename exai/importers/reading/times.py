@@ -9,7 +9,7 @@ from exai.conversations.formats import moment
 
 
 def time_of(given: Any) -> datetime | None:
-    """Return a time, None for what is none; without a zone it is UTC."""
+    """Return a time, None if the value is not one; a time without a zone is in UTC."""
     if given is None or given == "":
         return None
     try:

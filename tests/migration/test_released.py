@@ -123,7 +123,7 @@ def test_without_a_release_the_tests_of_the_last_one_are_not_run_and_that_is_sai
 
 
 def test_the_last_release_is_unpacked_as_it_was(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever the working tree has now."""
+    """The text that the working tree has now."""
     git(repository, "tag", "v1.0.0")
     file = repository / FIXED[0] / "first.sql"
     file.write_text("select 2\n")

@@ -1,4 +1,4 @@
-"""JSON texts of any size are read in parts, whatever is damaged in them."""
+"""JSON texts of any size are read in parts, also if parts of them are damaged."""
 
 import io
 import json

@@ -131,6 +131,8 @@ def take(browser: Browser, site: Site, name: str, target: Path) -> None:
             page.goto(address)
             page.locator("#m3, .u-over").first.wait_for()
             page.locator(".connection.ok").wait_for()
+            if view == "conversation":
+                page.locator("#m2").evaluate("it => (it.style.scrollMarginTop = '1rem', it.scrollIntoView())")
             page.screenshot(path=target / f"page-{view}-{shape}.png")
         context.close()
 

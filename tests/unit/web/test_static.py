@@ -60,6 +60,8 @@ def test_the_pictures_of_the_documentation_are_there() -> None:
         f"page-{view}-{shape}.png" for view in ("conversation", "overview") for shape in ("light", "dark", "phone")
     }
     assert {path.name for path in (ROOT / "docs").glob("page-*.png")} == names
+    shown = set(re.findall(r'"docs/(page-[\w-]+\.png)"', (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert shown == {name for name in names if "phone" not in name}
 
 
 def test_no_file_is_loaded_from_elsewhere_and_nothing_is_parsed_as_html() -> None:

@@ -14,7 +14,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 
@@ -34,13 +34,21 @@ PATIENCE_S: Final = 3.0
 pooler to restart. Later calls fail at once until a connection has been opened."""
 
 
+Descriptions: TypeAlias = dict[str, Any]
+"""What the server replied about statements, the types of their parameters and columns, by the text of the statement."""
+
 _ARRAY_AGG: Final = re.compile(r"(?<![\w.])array_agg\(")
 
 
 class OneTrip(asyncpg.Connection):
-    """A connection that sends Parse, Bind, Execute and Sync in one write and keeps no state on the server."""
+    """A connection that sends Parse, Bind, Execute and Sync in one write and keeps no state on the server.
 
-    __slots__ = ("generation", "holder", "is_read_committed")
+    It is opened with a statement cache of size 0: the driver then names no statement, and parses one at each use.
+    """
+
+    __slots__ = ("descriptions", "generation", "holder", "is_read_committed")
+    descriptions: Descriptions | None
+    """Statements that are not described again, shared by the connections of a pool; None: each use describes."""
     generation: int
     is_read_committed: bool
     """Whether read committed is the session's default isolation level."""
@@ -51,15 +59,18 @@ class OneTrip(asyncpg.Connection):
         """Return no reset query: there is no session state, and a pooler could run the reset in another session."""
         return ""
 
-    def _get_unique_id(self, prefix: str) -> str:
-        return "" if prefix == "stmt" else str(super()._get_unique_id(prefix))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.descriptions = None
 
-    async def _get_statement(self, *args: Any, **kwargs: Any) -> Any:
-        statement = await super()._get_statement(*args, **kwargs)
-        if not statement.name:
-            # Makes the driver send Parse before each Bind. Behind a pooler the next Bind may reach another server
-            # connection, whose unnamed statement is a different one.
-            statement.mark_unprepared()
+    async def _get_statement(self, query: str, *args: Any, **kwargs: Any) -> Any:
+        # A description holds for other connections, too: its types are those of every database, with the same numbers.
+        known = self.descriptions
+        if known is None or kwargs.get("ignore_custom_codec"):
+            return await super()._get_statement(query, *args, **kwargs)
+        statement = known.get(query)
+        if statement is None:
+            statement = known[query] = await super()._get_statement(query, *args, **kwargs)
         return statement
 
     async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:

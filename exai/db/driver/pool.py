@@ -2,9 +2,9 @@
 
 With asyncpg's defaults a statement costs two or three round trips, and behind a transaction-mode pooler without support
 for prepared statements it fails or executes another client's prepared statement of the same name. Statements here are
-unnamed on the server and described once per connection by the client; Parse, Bind, Execute and Sync leave in one write,
+unnamed on the server, and their descriptions are kept by the pool; Parse, Bind, Execute and Sync leave in one write,
 and releasing a connection sends nothing. Because the descriptions are never refreshed, the text of a statement casts
-every parameter and every output column.
+every parameter and every output column, to types that are built in.
 
 Invariant: no statement relies on session state.
 """
@@ -24,7 +24,7 @@ from asyncpg.exceptions import PostgresError
 
 from exai.db.concurrency import NetworkFloor
 from exai.db.driver.address import Address, parse_address
-from exai.db.driver.connections import Connections, OneTrip
+from exai.db.driver.connections import Connections, Descriptions, OneTrip
 from exai.db.driver.passwords import PasswordRetry
 from exai.db.driver.session import settle
 from exai.db.driver.statements import Statement, load_statements
@@ -52,12 +52,11 @@ written, whereas a client-side timeout leaves the outcome unknown."""
 TICK_S: Final = 0.001
 """Resolution of the event loop's timers: a timeout may expire this much before the deadline it was derived from."""
 
-STATEMENT_CACHE: Final = 1_000
 TRANSACTION_TRIPS: Final = 2
 """Round trips of the beginning and the end of an explicit transaction."""
 
 OPEN_LIMIT_S: Final = 60.0
-"""Time to open a connection and describe all statements, each of which has the connection's time limit for itself."""
+"""Time to open a connection and describe statements, each of which has the connection's time limit for itself."""
 
 REFUSAL_COUNTS_S: Final = 60.0
 RENEW_AFTER_S: Final = 5.0
@@ -291,18 +290,16 @@ async def connect(address: Address, *, timeout_s: float) -> OneTrip:
     """
     try:
         retry = PasswordRetry(time.monotonic)
-        return await retry.open(lambda: _open(address, timeout_s=timeout_s, statement_cache_size=0))
+        return await retry.open(lambda: _open(address, timeout_s))
     except Exception as error:
         raise _refused(error) from error
 
 
-async def _open(address: Address, *, timeout_s: float, statement_cache_size: int) -> OneTrip:
+async def _open(address: Address, timeout_s: float) -> OneTrip:
     connection: OneTrip = await asyncpg.connect(
         connection_class=OneTrip,
         timeout=address.connect_timeout_s or timeout_s,
-        statement_cache_size=statement_cache_size,
-        max_cached_statement_lifetime=0,
-        max_cacheable_statement_size=0,
+        statement_cache_size=0,
         **address.connect_arguments(),
     )
     return connection
@@ -325,7 +322,9 @@ async def open_pool(
     is_shared: bool = False,
     clock: Clock = time.monotonic,
 ) -> AsyncIterator[Database]:
-    """Open the process's pool at `url`, default `settings.url`, and describe the statements on each connection.
+    """Open the process's pool at `url`, default `settings.url`, and describe the statements.
+
+    The connections share the descriptions: those that are opened first describe a part each, later ones none.
 
     If `is_shared`, a quarter of the connections is reserved for owners that hold few, so that slow statements of one
     owner cannot occupy the whole pool.
@@ -338,21 +337,24 @@ async def open_pool(
     """
     address = parse_address(url or (settings.url.get_secret_value() if settings.url else ""))
     statements = load_statements()
-    described = [each for each in statements.values() if each.is_described_at_start]
+    # Each is taken by one of the connections that are opened at the same time. If one fails, so does the whole start.
+    undescribed = iter([each for each in statements.values() if each.is_described_at_start])
+    descriptions: Descriptions = {}
     timeout_ms = f"{settings.statement_timeout_s * SERVER_SHARE * 1000:.0f}"
 
     network = NetworkFloor(clock)
 
     passwords = PasswordRetry(clock)
-    opening = partial(_open, address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE)
+    opening = partial(_open, address, settings.connect_timeout_s)
 
     async def opener() -> OneTrip:
         loop, limit_s = asyncio.get_running_loop(), address.connect_timeout_s or settings.connect_timeout_s
         last = loop.time() + max(limit_s, OPEN_LIMIT_S)
         async with asyncio.timeout(limit_s) as scope:
             connection = await passwords.open(opening)
+            connection.descriptions = descriptions
             try:
-                for statement in described:
+                for statement in undescribed:
                     # The limit is for each reply: many descriptions take long from a server that is far or busy.
                     scope.reschedule(min(loop.time() + limit_s, last))
                     asked = time.perf_counter()

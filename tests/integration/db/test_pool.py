@@ -32,6 +32,8 @@ from tests.support.pg_proxy import PgProxy
 from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 CONNECT_S = 1.5
+FIRST_NUMBER_OF_OTHERS = 16_384
+"""Postgres numbers what is not built in from here on."""
 
 
 @asynccontextmanager
@@ -90,13 +92,35 @@ async def test_an_exhausted_pool_is_busy_within_its_limit(postgres_url: str) -> 
 
 
 async def test_a_far_server_may_take_longer_for_all_descriptions_than_for_a_connection(postgres_url: str) -> None:
-    """The time limit of a connection holds for each reply, as every statement is described on each connection."""
+    """The time limit of a connection holds for each reply, as its pool describes every statement."""
     described = sum(each.is_described_at_start for each in load_statements().values())
     async with PostgresProxy(postgres_url) as proxy:
         proxy.latency_s = CONNECT_S / described
         async with opened(proxy.url, pool_size=1, connect_timeout_s=CONNECT_S) as database:
             assert database.usage() == (0, 1, 1)
             assert proxy.round_trips > described
+
+
+async def test_a_statement_is_described_to_one_connection_of_a_pool(postgres_url: str) -> None:
+    """A pool opens with few round trips, and a lost connection is replaced without describing."""
+    texts = [each.text for each in load_statements().values() if each.is_described_at_start]
+    async with PgProxy(postgres_url) as proxy, opened(proxy.url) as database:
+        assert [proxy.statements.count(text) for text in texts] == [1] * len(texts)
+        proxy.reset()
+        proxy.drop()
+        await wait_until(lambda: proxy.connects == POOL_SIZE and database.usage() == (0, POOL_SIZE, POOL_SIZE))
+        await asyncio.gather(*(database.fetch("ping") for _ in range(POOL_SIZE)))
+        assert proxy.front["D"] == 0
+
+
+async def test_statements_have_types_that_are_the_same_in_every_database(database: Database) -> None:
+    """The numbers of all others differ between databases, and a pool's next connection may reach another one."""
+    connection = await database._connections.take(LOCAL_OWNER, WAIT_LIMIT_S)
+    for statement in load_statements().values():
+        found = await connection._get_statement(statement.text, None)
+        types = [*found._get_parameters(), *(each.type for each in found._get_attributes())]
+        assert [each for each in types if each.oid >= FIRST_NUMBER_OF_OTHERS] == [], statement.name
+    database._connections.give(connection)
 
 
 async def test_an_outage_is_an_immediate_error_until_the_server_is_found_again(postgres_url: str) -> None:

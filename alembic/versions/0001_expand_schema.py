@@ -74,6 +74,7 @@ FUNCTIONS = (
     "fork_v1", "rewind_v1", "change_conversation_v1", "import_v1",
     "search_unindexed_v1", "search_page_v1", "rows_read_v1", "search_v1", "index_messages_v1",
     "usage_v1", "similar_answers_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1", "link_files_v1",
+    "rekey_content_v1",
     "number_message_v1", "fill_conversation_v1", "forbid_renumbering_v1", "clamp_updated_at_v1",
     "note_edit_v1", "note_change_v1", "note_removal_v1", "note_truncation_v1",
     "queue_words_v1", "requeue_words_v1", "queue_title_v1", "keep_usage_v1",

@@ -12,7 +12,6 @@ from exai.app import open_app
 from exai.cli.command import FAILED, OK, read_settings, run
 from exai.cli.terminal_text import shown
 from exai.conversations.rekeying import Rekeyed, Rekeying
-from exai.db.rekey import RekeyRepository
 from exai.encryption.keyring import SETTING
 from exai.errors import ConfigError
 from exai.monitoring.runs import recorded_run
@@ -30,7 +29,7 @@ async def _rekey(settings: Settings, *, is_rehearsal: bool, index: bool) -> int:
         raise ConfigError(SETTING, "is not set, so there is nothing to encrypt or decrypt with", "Set it, see the docs")
     newest = keys[0].name if settings.store.is_writing else None
     async with open_app(settings) as app:
-        rekeying = Rekeying(RekeyRepository(app.database), app.cache.erasure, app.maintenance)
+        rekeying = Rekeying(app.database, app.files, app.cache.erasure, app.maintenance)
         if is_rehearsal:
             done = await rekeying.run(newest, _progress, is_rehearsal=True)
         else:
@@ -54,11 +53,17 @@ def _progress(done: Rekeyed) -> None:
 
 def _report(done: Rekeyed, newest: str | None, *, is_rehearsal: bool) -> list[str]:
     form = f"encrypted with the key {newest}" if newest else "plain"
+    contents = f"{done.contents:,} contents of files ({done.content_bytes:,} bytes)"
     if is_rehearsal:
-        return [f"{done.left:,} rows are not {form}; {done.unread:,} of them cannot be decrypted", *done.unreadable]
+        lines = [f"{done.left:,} rows are not {form}; {done.unread:,} of them cannot be read", *done.unreadable]
+        return [*lines, f"{contents} would be stored again"] if done.contents else lines
     lines = [f"{done.replaced:,} rows are now {form}"]
+    if done.contents:
+        lines.append(
+            f"{contents} were stored again; `exai prune` removes their former bytes after EXAI_FILES__ORPHAN_GRACE_S"
+        )
     if done.unread:
-        lines += [f"{done.unread:,} rows cannot be decrypted and stay as they are:", *done.unreadable]
+        lines += [f"{done.unread:,} rows cannot be read and stay as they are:", *done.unreadable]
     if done.left > done.unread:
         waiting = done.left - done.unread
         lines.append(

@@ -6,27 +6,33 @@ interrupted is simply begun again. Entries of the cache are removed, so that the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeAlias
 
 from exai.cache.erasing import CacheErasure
 from exai.conversations.maintenance import Maintenance
-from exai.db.rekey import FIRST, RekeyBatch, RekeyRepository
+from exai.db.driver.pool import Database
+from exai.db.rekey import FIRST, RekeyBatch, RekeyRepository, RowKey
+from exai.db.rekey_contents import FIRST_CONTENT, ContentRekeyRepository
 from exai.errors import CacheError
+from exai.files.rekeying import ContentRekeying
+from exai.files.service import FileService
 from exai.models import ConversationKey
 
 MOST_PASSES: Final = 5
 MOST_NAMED: Final = 20
 
 OnBatch = Callable[["Rekeyed"], None]
+_RekeyWork: TypeAlias = tuple[Callable[..., Awaitable[RekeyBatch]], RowKey]
 
 
 @dataclass(slots=True)
 class Rekeyed:
     """What a rekeying has done so far. `left` counts rows of the last pass that are not stored as wanted.
 
+    `contents` and `content_bytes` count the contents of files whose bytes were stored in the other form, or would be.
     `unreadable` names some of those that cannot be decrypted, `cache_problem` why the cache still has older entries.
     """
 
@@ -34,6 +40,8 @@ class Rekeyed:
     left: int = 0
     unread: int = 0
     passes: int = 0
+    contents: int = 0
+    content_bytes: int = 0
     unreadable: list[str] = field(default_factory=list)
     cache_problem: str | None = None
 
@@ -46,8 +54,18 @@ class Rekeyed:
 class Rekeying:
     """Rekeys all owners' rows."""
 
-    def __init__(self, repository: RekeyRepository, erasure: CacheErasure, maintenance: Maintenance) -> None:
-        self._repository, self._erasure, self._maintenance = repository, erasure, maintenance
+    def __init__(self, database: Database, files: FileService, erasure: CacheErasure, maintenance: Maintenance) -> None:
+        self._repository, self._erasure, self._maintenance = RekeyRepository(database), erasure, maintenance
+        rows, texts = self._repository, ContentRekeyRepository(database)
+        contents = (ContentRekeying(files, texts).contents, FIRST_CONTENT), (texts.seals, FIRST_CONTENT)
+        documents: _RekeyWork = (texts.texts, FIRST_CONTENT)
+        self._works: Sequence[_RekeyWork] = (
+            (rows.messages, (FIRST, 0)),
+            (rows.conversations, (FIRST, 0)),
+            (rows.turns, (FIRST, 0)),
+            # A text is bound to the digest of the stored form, so it moves to another one as plain text.
+            *((*contents, documents) if database.codec.is_on else (documents, *contents)),
+        )
 
     async def run(self, newest: str | None, on_batch: OnBatch, *, is_rehearsal: bool = False) -> Rekeyed:
         """Rekey until nothing is left; then only the name of the `newest` key is kept. Raises a `DatabaseError`."""
@@ -55,8 +73,8 @@ class Rekeying:
         while done.passes < MOST_PASSES:
             done.passes, done.left, done.unread, done.unreadable = done.passes + 1, 0, 0, []
             before = done.replaced
-            for work in (self._repository.messages, self._repository.conversations, self._repository.turns):
-                await self._pass(work, done, on_batch, is_rehearsal=is_rehearsal)
+            for work, first in self._works:
+                await self._pass(work, first, done, on_batch, is_rehearsal=is_rehearsal)
             if is_rehearsal or done.left == done.unread or done.replaced == before:
                 break
         if is_rehearsal:
@@ -76,17 +94,20 @@ class Rekeying:
     async def _pass(
         self,
         work: Callable[..., Awaitable[RekeyBatch]],
+        first: RowKey,
         done: Rekeyed,
         on_batch: OnBatch,
         *,
         is_rehearsal: bool,
     ) -> None:
-        place: tuple[str, int] | None = (FIRST, 0)
+        place: RowKey | None = first
         while place is not None:
             batch = await work(place, is_rehearsal=is_rehearsal)
             place = batch.place
             done.replaced += batch.replaced
             done.left += batch.found - batch.replaced
+            done.contents += batch.contents
+            done.content_bytes += batch.content_bytes
             done.unread += len(batch.unreadable)
             done.unreadable += batch.unreadable[: MOST_NAMED - len(done.unreadable)]
             if batch.replaced:

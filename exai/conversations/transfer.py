@@ -175,7 +175,8 @@ class Transfer:
         while True:
             page = await self._files.list(owner, continuation_id=continuation_id, limit=MAX_LIST, cursor=cursor)
             for file in page.files:
-                if is_piece(owner, file.id, file.address, file.media_type):
+                # The id names the stored form that the content had when it was taken out.
+                if any(is_piece(owner, file.id, form, file.media_type) for form in (file.address, file.sha256)):
                     # Its content is in the message from which it was taken.
                     continue
                 if left_bytes is not None and file.size_bytes > left_bytes:

@@ -14,7 +14,7 @@ from exai.db.driver.pool import Database
 from exai.db.filters import part_of
 from exai.db.records import FilesAlong
 from exai.db.rows import source_of
-from exai.encryption.contents import read_seal
+from exai.encryption.contents import ContentSeal, read_seal
 from exai.encryption.envelope import MARK
 from exai.errors import ContentUnreadable
 from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, FileSource, Owner, StoredFile
@@ -144,7 +144,7 @@ class FileRepository:
 
     def _file(self, owner: Owner, row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         """Return a file as it was given, with what is needed to read it if it is encrypted."""
-        file = _file_of(row, created=created)
+        file = stored_file_of(row, created=created)
         if file.encoding is None or not file.encoding.startswith(MARK):
             return file
         try:
@@ -152,14 +152,7 @@ class FileRepository:
         except ContentUnreadable:
             # Its readers receive the stored form, in which there is no text.
             return replace(file, encoding=NO_TEXT)
-        return replace(
-            file,
-            sha256=seal.sha256,
-            size_bytes=seal.size_bytes,
-            encoding=seal.encoding,
-            seal=seal,
-            stored_sha256=file.sha256,
-        )
+        return with_seal(file, seal)
 
     def _read_file(self, owner: Owner, row: asyncpg.Record) -> StoredFile:
         file, source = self._file(owner, row), row["source"]
@@ -185,7 +178,7 @@ class FileRepository:
     ) -> Sequence[tuple[Owner, StoredFile]]:
         """Return contents in some stores as they are stored, each with a file, in the order of owner and SHA-256."""
         rows = await self._database.fetch("stored_files", *after, list(stores), limit)
-        return [(Owner(row["owner"]), _file_of(row)) for row in rows]
+        return [(Owner(row["owner"]), stored_file_of(row)) for row in rows]
 
     async def count_stored(self, stores: Sequence[str]) -> tuple[int, int]:
         """Return the number of contents in some stores, and their bytes."""
@@ -243,7 +236,20 @@ def _content_key(content: tuple[Owner, StoredFile]) -> tuple[str, str]:
     return content[0], content[1].sha256
 
 
-def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
+def with_seal(file: StoredFile, seal: ContentSeal) -> StoredFile:
+    """Return a file, given as it is stored, as it was before its content was encrypted."""
+    return replace(
+        file,
+        sha256=seal.sha256,
+        size_bytes=seal.size_bytes,
+        encoding=seal.encoding,
+        seal=seal,
+        stored_sha256=file.sha256,
+    )
+
+
+def stored_file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
+    """Return a file of a row as it is stored."""
     return StoredFile(
         id=FileId(row["id"]),
         sha256=row["sha256"],

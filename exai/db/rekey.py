@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
 from exai.db.driver.pool import Database, Record
 from exai.db.rows import json_of
 from exai.db.turns import FROM_CACHE
-from exai.encryption.codec import Home, Names, Unseen, is_unreadable
+from exai.encryption.codec import Codec, Home, Names, Unseen, is_unreadable
 from exai.encryption.envelope import MARK, MEMBER
 from exai.errors import ContentUnreadable
 from exai.models import ContinuationId, ConversationKey, Message, NewMessage, Owner
@@ -30,6 +30,9 @@ REPLACED_BYTES: Final = 4 * 1_048_576
 FIRST: Final = "00000000-0000-0000-0000-000000000000"
 NEVER: Final = datetime.fromtimestamp(0, UTC)
 
+RowKey: TypeAlias = tuple[Any, ...]
+"""The key of the last row of a batch."""
+
 READ_BY_SQL: Final = ("conversation", "seqs")
 """The fields of a turn's metadata that functions of the database read; a header in them is encrypted by itself."""
 
@@ -38,14 +41,25 @@ READ_BY_SQL: Final = ("conversation", "seqs")
 class RekeyBatch:
     """The result of a batch: where the next one begins (None: this was the last), and what was done.
 
-    `found` counts rows whose stored form is not the wanted one, `conversations` are those of replaced rows.
+    `found` counts rows whose stored form is not the wanted one, `conversations` are those of replaced rows. `contents`
+    and `content_bytes` count the contents of files among them.
     """
 
-    place: tuple[str, int] | None = None
+    place: RowKey | None = None
     found: int = 0
     replaced: int = 0
+    contents: int = 0
+    content_bytes: int = 0
     unreadable: list[str] = field(default_factory=list)
     conversations: set[ConversationKey] = field(default_factory=set)
+
+    async def replace(
+        self, database: Database, name: str, columns: Sequence[tuple[Any, ...]], *, is_rehearsal: bool
+    ) -> None:
+        """Replace rows by the statement `name`, unless this is a rehearsal."""
+        if columns and not is_rehearsal:
+            given = [list(column) for column in zip(*columns, strict=True)]
+            self.replaced = (await database.fetch(name, *given))[0]["replaced"]
 
 
 class RekeyRepository:
@@ -54,7 +68,7 @@ class RekeyRepository:
     def __init__(self, database: Database) -> None:
         self._database, self._codec = database, database.codec
 
-    async def messages(self, place: tuple[str, int], *, is_rehearsal: bool) -> RekeyBatch:
+    async def messages(self, place: RowKey, *, is_rehearsal: bool) -> RekeyBatch:
         """Replace some messages after a place."""
         codec = self._codec
         where = (*place, codec.beginning, SCANNED, REPLACED_BYTES)
@@ -78,10 +92,10 @@ class RekeyRepository:
             [content], [metadata] = codec.columns(owner, [given])
             columns.append((row["conversation_id"], row["seq"], row["version"], content, metadata))
             batch.conversations.add(ConversationKey(owner, ContinuationId(row["continuation_id"])))
-        await self._replace("rekey_messages", columns, batch, is_rehearsal=is_rehearsal)
+        await batch.replace(self._database, "rekey_messages", columns, is_rehearsal=is_rehearsal)
         return batch
 
-    async def conversations(self, place: tuple[str, int], *, is_rehearsal: bool) -> RekeyBatch:
+    async def conversations(self, place: RowKey, *, is_rehearsal: bool) -> RekeyBatch:
         """Replace titles and metadata of some conversations after a place."""
         codec = self._codec
         rows = await self._database.fetch("rekey_scan_conversations", place[0], SCANNED)
@@ -89,7 +103,7 @@ class RekeyRepository:
         columns: list[tuple[str, str, str | None, str]] = []
         for row in rows:
             title, metadata = row["title"], orjson.loads(row["metadata"])
-            if self._is_wanted_text(title) and self._is_wanted(metadata):
+            if is_wanted_text(self._codec, title) and self._is_wanted(metadata):
                 continue
             batch.found += 1
             owner, name = Owner(row["owner"]), row["continuation_id"]
@@ -102,10 +116,10 @@ class RekeyRepository:
                 continue
             columns.append((row["id"], row["version"], title, json_of(metadata)))
             batch.conversations.add(ConversationKey(owner, ContinuationId(name)))
-        await self._replace("rekey_conversations", columns, batch, is_rehearsal=is_rehearsal)
+        await batch.replace(self._database, "rekey_conversations", columns, is_rehearsal=is_rehearsal)
         return batch
 
-    async def turns(self, place: tuple[str, int], *, is_rehearsal: bool) -> RekeyBatch:
+    async def turns(self, place: RowKey, *, is_rehearsal: bool) -> RekeyBatch:
         """Replace metadata and errors of some turns after a place."""
         rows = await self._database.fetch("rekey_scan_turns", place[0], SCANNED)
         batch = RekeyBatch((rows[-1]["id"], 0) if len(rows) == SCANNED else None)
@@ -127,7 +141,7 @@ class RekeyRepository:
                 columns.append(self._turn(row, owner, names, facts, error))
             except ContentUnreadable as failure:
                 batch.unreadable.append(f"turn {row['id']}: {failure}")
-        await self._replace("rekey_turns", columns, batch, is_rehearsal=is_rehearsal)
+        await batch.replace(self._database, "rekey_turns", columns, is_rehearsal=is_rehearsal)
         return batch
 
     def _turn(
@@ -162,22 +176,17 @@ class RekeyRepository:
             raise opened.why
         return self._codec.document(owner, name, opened)
 
-    def _is_wanted_text(self, text: str | None) -> bool:
-        beginning = self._codec.beginning
-        return text is None or (text.startswith(beginning) if beginning else not text.startswith(MARK))
-
     def _is_wanted(self, document: Mapping[str, Any]) -> bool:
         text = document.get(MEMBER)
         if not isinstance(text, str):
             return not document or self._codec.beginning is None
-        return self._is_wanted_text(text)
+        return is_wanted_text(self._codec, text)
 
     def _is_wanted_header(self, header: Mapping[str, Any]) -> bool:
-        return self._is_wanted_text(header["title"]) and self._is_wanted(header["metadata"])
+        return is_wanted_text(self._codec, header["title"]) and self._is_wanted(header["metadata"])
 
-    async def _replace(
-        self, name: str, columns: Sequence[tuple[Any, ...]], batch: RekeyBatch, *, is_rehearsal: bool
-    ) -> None:
-        if columns and not is_rehearsal:
-            given = [list(column) for column in zip(*columns, strict=True)]
-            batch.replaced = (await self._database.fetch(name, *given))[0]["replaced"]
+
+def is_wanted_text(codec: Codec, text: str | None) -> bool:
+    """Return whether a text is stored as `codec` would store it now."""
+    beginning = codec.beginning
+    return text is None or (text.startswith(beginning) if beginning else not text.startswith(MARK))

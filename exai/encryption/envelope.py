@@ -52,6 +52,11 @@ def is_sealed_object(value: Mapping[str, Any]) -> bool:
     return isinstance(text, str) and text.startswith(MARK)
 
 
+def is_sealed_text(text: str | None) -> bool:
+    """Return whether a text is the stored form of an encrypted one."""
+    return text is not None and text.startswith(MARK)
+
+
 def escaped(text: str) -> str:
     """Return a text in the form in which it is stored without encryption."""
     return ESCAPE + text if text.startswith(AMBIGUOUS) else text

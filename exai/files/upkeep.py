@@ -102,14 +102,15 @@ async def _verified(files: FileService, owner: Owner, file: StoredFile) -> Verif
         size_bytes = await store.size(owner, file)
         if size_bytes != file.size_bytes:
             return _lost(owner, file, size_bytes)
-        if await _digest(store, owner, file) != file.sha256:
+        if await stored_digest(store, owner, file) != file.sha256:
             return Verified(owner, file, "the bytes have changed", is_lost=True)
     except BlobError as error:
         return Verified(owner, file, str(error))
     return Verified(owner, file)
 
 
-async def _digest(store: BlobStore, owner: Owner, file: StoredFile) -> str:
+async def stored_digest(store: BlobStore, owner: Owner, file: StoredFile) -> str:
+    """Return the SHA-256 of the bytes that a store has of a content, read in pieces."""
     found = hashlib.sha256()
     for offset in range(0, file.size_bytes, PIECE_BYTES):
         piece = await store.read(owner, file, offset, min(PIECE_BYTES, file.size_bytes - offset))

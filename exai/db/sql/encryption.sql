@@ -118,3 +118,85 @@ queued as (
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   select s.id, 0, s.next_seq - 1 from page s)
 select (select s.id from page s order by s.id desc limit 1)::text as last_id;
+
+-- name: rekey_scan_contents
+-- repeat: read
+-- described: at first use
+-- Some contents in the order of owner and digest, each with its oldest file; by files_content_idx, then contents_pkey. A file
+-- without a content is from before there were contents, in the directory of its daemon.
+select distinct on (f.owner, f.sha256)
+       f.owner::text as owner, f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path
+  from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+ where (f.owner, f.sha256) > ($1::text, $2::text) and (k.store is not null or f.storage_path is not null)
+ order by f.owner, f.sha256, f.created_at, f.id
+ limit $3::integer;
+
+-- name: rekey_content
+-- repeat: keyed
+-- described: at first use
+-- Gives files the same content in another stored form; see rekey_content_v1. By contents_pkey and files_content_idx.
+select exai.rekey_content_v1($1::text, $2::text, $3::text, $4::bigint, $5::text, $6::text, $7::text::uuid, $8::text)::bigint
+       as replaced;
+
+-- name: rekey_scan_seals
+-- repeat: read
+-- described: at first use
+-- What is needed to read some encrypted contents, in the order of owner and digest; by contents_pkey.
+select c.owner::text as owner, c.sha256::text as sha256, c.encoding::text as encoding
+  from exai.contents c
+ where (c.owner, c.sha256) > ($1::text, $2::text) and pg_catalog.starts_with(c.encoding, '$exai1$')
+ order by c.owner, c.sha256
+ limit $3::integer;
+
+-- name: rekey_seals
+-- repeat: keyed
+-- described: at first use
+-- Replaces what is needed to read contents where it is as it was read; by contents_pkey.
+with changed as (
+  update exai.contents c
+     set encoding = u.encoding
+    from (select r.owner, r.sha256, g.encoding
+            from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                            pg_catalog.unnest($4::text[])) g(owner, sha256, version, encoding)
+            join exai.contents r on r.owner = g.owner and r.sha256 = g.sha256 and r.encoding = g.version
+           order by r.owner, r.sha256
+             for no key update of r skip locked) u
+   where c.owner = u.owner and c.sha256 = u.sha256
+  returning 1)
+select pg_catalog.count(*)::bigint as replaced from changed;
+
+-- name: rekey_scan_texts
+-- repeat: read
+-- described: at first use
+-- Some texts of documents in the order of owner and digest, as many as have about $4 bytes together; by content_texts_pkey.
+select w.owner::text as owner, w.sha256::text as sha256, w.text::text as text, w.note::text as note, w.version::text as version
+  from (select x.owner, x.sha256, x.text, x.note, x.version,
+               pg_catalog.sum(coalesce(pg_catalog.octet_length(x.text), 0)) over (order by x.owner, x.sha256)
+               operator(pg_catalog.-) coalesce(pg_catalog.octet_length(x.text), 0) as preceding
+          from (select y.owner, y.sha256, y.text, y.note, y.xmin as version
+                  from exai.content_texts y
+                 where (y.owner, y.sha256) > ($1::text, $2::text)
+                 order by y.owner, y.sha256
+                 limit $3::integer) x) w
+ where w.preceding < $4::bigint
+ order by w.owner, w.sha256;
+
+-- name: rekey_texts
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of texts of documents that are as they were read; by content_texts_pkey.
+with changed as (
+  update exai.content_texts x
+     set text = u.text, note = u.note
+    from (select r.owner, r.sha256, g.text, g.note
+            from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                            pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[])) g(owner, sha256, version, text, note)
+            join exai.content_texts r on r.owner = g.owner and r.sha256 = g.sha256 and r.xmin::text = g.version
+           order by r.owner, r.sha256
+             for no key update of r skip locked) u
+   where x.owner = u.owner and x.sha256 = u.sha256
+  returning 1)
+select pg_catalog.count(*)::bigint as replaced from changed;

@@ -6,22 +6,24 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.rekeying import Rekeyed, Rekeying
 from exai.db.lifecycle import ConversationUpdate
-from exai.db.rekey import RekeyRepository
 from exai.db.search import SearchQuery
 from exai.errors import ConfigError
+from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.integration.conversations.conftest import Rig
 from tests.integration.encryption.conftest import OpenRig, key
 from tests.support.daemon import environment
 from tests.support.migrations import run, value
 
+CHART = b"depths of the harbour\n" * 100
 KEYS = "select coalesce(string_agg(name, ',' order by name), '') from exai.encryption_keys"
 FORMS = """
 select coalesce(string_agg(distinct coalesce(substring(x.content from '^\\$exai1\\$([a-z0-9]+)\\$'), 'plain'), ','
@@ -29,7 +31,10 @@ select coalesce(string_agg(distinct coalesce(substring(x.content from '^\\$exai1
   from (select content from public.messages union all select title from public.conversations where title is not null
         union all select metadata ->> '$exai' from public.conversations where metadata <> '{}'
         union all select metadata ->> '$exai' from public.turns
-                   where metadata <> '{}' and not metadata ? 'conversation') x
+                   where metadata <> '{}' and not metadata ? 'conversation'
+        union all select c.encoding from exai.contents c
+                   where exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256)
+        union all select note from exai.content_texts) x
 """
 
 
@@ -39,7 +44,7 @@ def quiet(done: Rekeyed) -> None:
 
 async def rekeyed(rig: Rig, newest: str | None) -> Rekeyed:
     """Rekey everything."""
-    work = Rekeying(RekeyRepository(rig.app.database), rig.app.cache.erasure, rig.app.maintenance)
+    work = Rekeying(rig.app.database, rig.app.files, rig.app.cache.erasure, rig.app.maintenance)
     return await work.run(newest, quiet)
 
 
@@ -50,6 +55,8 @@ async def filled(rig: Rig) -> ContinuationId:
     await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello?", continuation_id=name, idempotency_key="chat"))
     await change(rig, name)
     await rig.app.conversations.fork(LOCAL_OWNER, name, at_seq=2, idempotency_key="fork")
+    (file,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("chart.txt", CHART)])
+    await rig.app.files.link(LOCAL_OWNER, name, [file.id])
     return name
 
 
@@ -67,8 +74,10 @@ async def seen(rig: Rig, name: ContinuationId) -> object:
         page = await rig.app.conversations.read(LOCAL_OWNER, each.continuation_id)
         pages.append((page.conversation, page.messages))
     found = await rig.app.conversations.search(SearchQuery(LOCAL_OWNER, "harbour"))
+    listed = (await rig.app.files.list(LOCAL_OWNER)).files
+    files = [(file, (await rig.app.files.read(LOCAL_OWNER, file.id))[1]) for file in listed]
     hits = sorted((hit.continuation_id, hit.seq, hit.snippet, hit.title) for hit in found.hits)
-    return name, pages, hits, found.unread
+    return name, pages, hits, found.unread, [(file.id, file.name, file.sha256, data) for file, data in files]
 
 
 async def test_everything_goes_from_plain_to_a_key_to_another_and_back(with_keys: OpenRig, postgres_url: str) -> None:
@@ -144,6 +153,23 @@ async def test_rows_stored_meanwhile_are_kept_and_rekeyed(with_keys: OpenRig, po
     assert await value(postgres_url, FORMS) == "k2"
 
 
+async def killed_and_repeated(settings: Mapping[str, str], url: str, partly: str) -> bytes:
+    """Run the command, kill it when `partly` counts a row, run it again, and return the output of that."""
+    command = (sys.executable, "-m", "exai", "rekey")
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(*command, env=environment(settings), **pipes)
+    async with asyncio.timeout(30):
+        while await value(url, partly) == 0 and process.returncode is None:
+            await asyncio.sleep(0)
+    if process.returncode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    await process.communicate()
+    process = await asyncio.create_subprocess_exec(*command, env=environment(settings), **pipes)
+    out, err = await process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
 async def test_killed_rekeying_is_repeated(with_keys: OpenRig, postgres_url: str, redis_url: str) -> None:
     """The command, killed in the middle, and begun again."""
     async with with_keys("k1") as rig:
@@ -155,23 +181,34 @@ async def test_killed_rekeying_is_repeated(with_keys: OpenRig, postgres_url: str
         "EXAI_CACHE__URL": redis_url,
         "EXAI_STORE__KEYS": f"{key('k2')},{key('k1')}",
     }
-    command = (sys.executable, "-m", "exai", "rekey")
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
-    process = await asyncio.create_subprocess_exec(*command, env=environment(settings), **pipes)
     partly = "select count(*) from public.messages where content like '$exai1$k2$%'"
-    async with asyncio.timeout(30):
-        while await value(postgres_url, partly) == 0 and process.returncode is None:
-            await asyncio.sleep(0)
-    if process.returncode is None:
-        os.kill(process.pid, signal.SIGKILL)
-    await process.communicate()
-    process = await asyncio.create_subprocess_exec(*command, env=environment(settings), **pipes)
-    out, err = await process.communicate()
-    assert process.returncode == 0, err
+    out = await killed_and_repeated(settings, postgres_url, partly)
     assert b"rows are now encrypted with the key k2" in out
     assert b"remove the others from EXAI_STORE__KEYS" in out
     assert await value(postgres_url, partly) == 3_001
     assert await value(postgres_url, KEYS) == "k2"
+
+
+async def test_killed_rekeying_of_contents_is_repeated(
+    with_keys: OpenRig, postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Killed between two contents, or between the bytes of one and its rows; every file is read as before."""
+    contents = {f"{number}.bin": bytes([number]) * 1_500_000 for number in range(24)}
+    async with with_keys() as rig:
+        await rig.app.files.put(LOCAL_OWNER, [FileContent(name, data) for name, data in contents.items()])
+    settings = {
+        "EXAI_DATABASE__URL": postgres_url,
+        "EXAI_CACHE__URL": redis_url,
+        "EXAI_STORE__KEYS": key("k1"),
+        "EXAI_DATA_DIR": str(tmp_path),
+    }
+    partly = "select count(*) from exai.contents where encoding like '$exai1$%'"
+    out = await killed_and_repeated(settings, postgres_url, partly)
+    assert b"`exai prune` removes their former bytes" in out
+    assert await value(postgres_url, partly) == 24
+    async with with_keys("k1") as rig:
+        listed = (await rig.app.files.list(LOCAL_OWNER)).files
+        assert {file.name: (await rig.app.files.read(LOCAL_OWNER, file.id))[1] for file in listed} == contents
 
 
 async def test_key_that_was_removed_too_early_is_named(with_keys: OpenRig) -> None:

@@ -2752,32 +2752,38 @@ begin
    where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is distinct from c.storage_path
      and c.owner = p_owner and c.sha256 = f.sha256;
   update public.files f set used_at = v_now
-    from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
-   where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
+    from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text, name_hash text)
+   where f.owner = p_owner and f.sha256 = g.sha256 and f.media_type = g.media_type
+     and (f.name = g.name or pg_catalog.split_part(f.name, '$', 5) = g.name_hash)
      and f.sha256 = any(v_here);
   insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
     from pg_catalog.jsonb_to_recordset(p_files)
-         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text, is_keyed boolean)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text, name_hash text,
+           is_keyed boolean)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
      select from public.files f
-      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
-        and (f.id = g.file_id or g.is_keyed is not true))
+      where f.owner = p_owner and f.sha256 = g.sha256
+        and (f.id = g.file_id
+             or (g.is_keyed is not true and f.media_type = g.media_type
+                 and (f.name = g.name or pg_catalog.split_part(f.name, '$', 5) = g.name_hash))))
    order by g.sha256, g.name, g.media_type, g.place;
 
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            c.storage_path, coalesce(f.id = g.file_id, false)
       from pg_catalog.jsonb_to_recordset(p_files)
-           g(place integer, file_id uuid, sha256 text, media_type text, name text, is_keyed boolean)
+           g(place integer, file_id uuid, sha256 text, media_type text, name text, name_hash text, is_keyed boolean)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
           from public.files x
          where x.owner = p_owner and x.sha256 = g.sha256 and g.sha256 = any(v_here)
-           and x.name = g.name and x.media_type = g.media_type and (x.id = g.file_id or g.is_keyed is not true)
+           and (x.id = g.file_id
+                or (g.is_keyed is not true and x.media_type = g.media_type
+                    and (x.name = g.name or pg_catalog.split_part(x.name, '$', 5) = g.name_hash)))
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;

@@ -13,6 +13,7 @@ from typing import Final
 from exai.app import App, open_app
 from exai.cli.command import FAILED, OK, owner_of, read_settings, run
 from exai.cli.terminal_text import shown
+from exai.encryption.envelope import is_sealed_text
 from exai.errors import InvalidArgument, NotFound
 from exai.files.moving import move
 from exai.files.upkeep import Swept, Verified, mark, sweep, verify
@@ -134,10 +135,15 @@ def _report(failed: list[Verified], private: tuple[str, ...]) -> int:
     return FAILED if failed else OK
 
 
+def _name_of(found: Verified) -> str:
+    """Return the name of a file; encrypted ones are not read here."""
+    return "(encrypted name)" if is_sealed_text(found.file.name) else found.file.name
+
+
 def _named(failed: list[Verified] | tuple[Verified, ...], private: tuple[str, ...]) -> list[str]:
     """Return a line for each content with a problem, up to a number."""
     lines = [
-        f"  {each.file.name} ({each.file.id}) of {each.owner}, in {each.file.store}: {each.problem}"
+        f"  {_name_of(each)} ({each.file.id}) of {each.owner}, in {each.file.store}: {each.problem}"
         + (" here; they may be in the directory of another daemon" if each.file.store in private else "")
         for each in failed[:SHOWN_CONTENTS]
     ]

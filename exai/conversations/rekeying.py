@@ -15,7 +15,7 @@ from exai.cache.erasing import CacheErasure
 from exai.conversations.maintenance import Maintenance
 from exai.db.driver.pool import Database
 from exai.db.rekey import FIRST, RekeyBatch, RekeyRepository, RowKey
-from exai.db.rekey_contents import FIRST_CONTENT, ContentRekeyRepository
+from exai.db.rekey_contents import FIRST_CONTENT, FIRST_FILE, FIRST_LINK, ContentRekeyRepository
 from exai.errors import CacheError
 from exai.files.rekeying import ContentRekeying
 from exai.files.service import FileService
@@ -65,6 +65,8 @@ class Rekeying:
             (rows.turns, (FIRST, 0)),
             # A text is bound to the digest of the stored form, so it moves to another one as plain text.
             *((*contents, documents) if database.codec.is_on else (documents, *contents)),
+            (texts.names, FIRST_FILE),
+            (texts.sources, FIRST_LINK),
         )
 
     async def run(self, newest: str | None, on_batch: OnBatch, *, is_rehearsal: bool = False) -> Rekeyed:

@@ -178,7 +178,7 @@ class ConversationRepository:
         if self._codec.is_on and (start.patch is not None or start.also):
             return await self._append_sealed(start)
         is_plain = start.header is None and not any(each.key or each.created_at for each in start.messages)
-        if start.counts_steps or files_of(start) is not None or not is_plain:
+        if start.counts_steps or files_of(start, self._codec) is not None or not is_plain:
             return await self._append_one(start, columns_of(start.messages, start.owner, self._codec))
         return await self._appends.append(start)
 
@@ -233,7 +233,7 @@ class ConversationRepository:
         facts = (keys, times_of(start.messages), stored_header(start, self._codec))
         rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps, *facts)
         given = (*identity_of(start, self._codec), stored_title(start, self._codec), *rest)
-        if (files := files_of(start)) is not None:
+        if (files := files_of(start, self._codec)) is not None:
             rows = await self._database.fetch("append_with_files", *given, *files)
         else:
             rows = await self._database.fetch("append", *given)

@@ -11,11 +11,12 @@ import orjson
 
 from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database
-from exai.db.filters import part_of
+from exai.db.filters import stored_part_of
 from exai.db.records import FilesAlong
-from exai.db.rows import source_of
-from exai.encryption.contents import ContentSeal, read_seal
-from exai.encryption.envelope import MARK
+from exai.encryption.codec import Codec
+from exai.encryption.contents import read_seal
+from exai.encryption.envelope import MARKS, is_sealed_text
+from exai.encryption.origins import machine_forms, name_hash, open_name, open_source
 from exai.errors import ContentUnreadable
 from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, FileSource, Owner, StoredFile
 
@@ -116,7 +117,9 @@ class FileRepository:
         self, owner: Owner, continuation_id: ContinuationId, machine: str, limit: int
     ) -> tuple[StoredFile, ...]:
         """Return a conversation's files that were read on this machine, those read last first, at most `limit`."""
-        rows = await self._database.fetch("list_read_files", owner, continuation_id, machine, limit)
+        rows = await self._database.fetch(
+            "list_read_files", owner, continuation_id, machine_forms(self._codec, owner, machine), limit
+        )
         return tuple(self._read_file(owner, row) for row in rows)
 
     async def list(
@@ -130,12 +133,13 @@ class FileRepository:
     ) -> FileList:
         """Return an owner's files, or one conversation's, newest first.
 
-        `part` is the beginning of a file's id, or a part of its name; a conversation's files are not narrowed by it.
+        `part` is the beginning of a file's id, or a part of a name that is not encrypted; a conversation's files are
+        not narrowed by it.
         """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
         page = (owner, limit + 1, after.updated_at, after.id)
         if continuation_id is None:
-            rows = await self._database.fetch("list_files", *page, *part_of(part.lower()))
+            rows = await self._database.fetch("list_files", *page, *stored_part_of(part.lower(), self._codec))
         else:
             rows = await self._database.fetch("list_conversation_files", *page, continuation_id)
         found = tuple(self._file(owner, row) for row in rows[:limit])
@@ -145,18 +149,28 @@ class FileRepository:
     def _file(self, owner: Owner, row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         """Return a file as it was given, with what is needed to read it if it is encrypted."""
         file = stored_file_of(row, created=created)
-        if file.encoding is None or not file.encoding.startswith(MARK):
+        if is_sealed_text(file.encoding):
+            try:
+                file = opened_file(self._codec, owner, file)
+            except ContentUnreadable:
+                # Its readers receive the stored form, in which there is no text.
+                file = replace(file, encoding=NO_TEXT)
+        if not file.name.startswith(MARKS):
             return file
         try:
-            seal = read_seal(self._codec, owner, file.sha256, file.encoding)
-        except ContentUnreadable:
-            # Its readers receive the stored form, in which there is no text.
-            return replace(file, encoding=NO_TEXT)
-        return with_seal(file, seal)
+            return replace(file, name=open_name(self._codec, owner, file.sha256, file.name))
+        except ContentUnreadable as error:
+            return replace(file, name=f"[{error}]")
 
     def _read_file(self, owner: Owner, row: asyncpg.Record) -> StoredFile:
         file, source = self._file(owner, row), row["source"]
-        return file if source is None else replace(file, source=source_of(orjson.loads(source)))
+        if source is None:
+            return file
+        try:
+            return replace(file, source=open_source(self._codec, owner, file.id, orjson.loads(source)))
+        except ContentUnreadable:
+            # Without it no change of the file on disk is noticed, as for a file that was not read from one.
+            return file
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> Linked:
         """Link files to a conversation, all of them or, when one is missing, none."""
@@ -223,6 +237,7 @@ def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:
         "size_bytes": file.size_bytes,
         "media_type": file.media_type,
         "name": file.name,
+        "name_hash": name_hash(file.name),
         "blob_id": file.blob_id,
         "encoding": file.encoding,
         "characters": list(file.characters),
@@ -236,8 +251,9 @@ def _content_key(content: tuple[Owner, StoredFile]) -> tuple[str, str]:
     return content[0], content[1].sha256
 
 
-def with_seal(file: StoredFile, seal: ContentSeal) -> StoredFile:
-    """Return a file, given as it is stored, as it was before its content was encrypted."""
+def opened_file(codec: Codec, owner: Owner, file: StoredFile) -> StoredFile:
+    """Return a file, whose content is encrypted, with what is needed to read it. Raises `ContentUnreadable`."""
+    seal = read_seal(codec, owner, file.sha256, file.encoding or "")
     return replace(
         file,
         sha256=seal.sha256,

@@ -84,9 +84,7 @@ class ListFilter:
         Raises `InvalidArgument` for a filter by what is encrypted. Titles that are encrypted have no `part`.
         """
         codec.check_filter("metadata", is_given=bool(self.metadata))
-        labels, part = labels_of(self.tags, self.metadata), part_of(self.part)
-        if part[1] is not None and codec.is_on:
-            part = (part[0], f"^(?!{UNREAD}).*({part[1]})")
+        labels, part = labels_of(self.tags, self.metadata), stored_part_of(self.part, codec)
         return (self.deleted, *labels, *part, *(self.turns or ()), self.since, self.until)
 
 
@@ -96,6 +94,14 @@ ALL: Final = ListFilter()
 def labels_of(tags: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str] | None, str | None]:
     """Return tags and metadata as statement arguments, None for an unused filter."""
     return list(tags) or None, json_of(metadata) if metadata else None
+
+
+def stored_part_of(part: str, codec: Codec) -> tuple[str, str] | tuple[None, None]:
+    """Return as `part_of`, with a pattern that no encrypted text matches."""
+    start, pattern = part_of(part)
+    if start is None or not codec.is_on:
+        return part_of(part)
+    return start, f"^(?!{UNREAD}).*({pattern})"
 
 
 def part_of(part: str) -> tuple[str, str] | tuple[None, None]:

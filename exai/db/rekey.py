@@ -103,7 +103,7 @@ class RekeyRepository:
         columns: list[tuple[str, str, str | None, str]] = []
         for row in rows:
             title, metadata = row["title"], orjson.loads(row["metadata"])
-            if is_wanted_text(self._codec, title) and self._is_wanted(metadata):
+            if is_wanted_text(self._codec, title) and is_wanted_object(self._codec, metadata):
                 continue
             batch.found += 1
             owner, name = Owner(row["owner"]), row["continuation_id"]
@@ -131,8 +131,8 @@ class RekeyRepository:
             header = facts.get("conversation")
             others = {key: value for key, value in facts.items() if key not in READ_BY_SQL}
             if (
-                self._is_wanted(others)
-                and self._is_wanted(error or {})
+                is_wanted_object(self._codec, others)
+                and is_wanted_object(self._codec, error or {})
                 and (header is None or self._is_wanted_header(header))
             ):
                 continue
@@ -176,17 +176,19 @@ class RekeyRepository:
             raise opened.why
         return self._codec.document(owner, name, opened)
 
-    def _is_wanted(self, document: Mapping[str, Any]) -> bool:
-        text = document.get(MEMBER)
-        if not isinstance(text, str):
-            return not document or self._codec.beginning is None
-        return is_wanted_text(self._codec, text)
-
     def _is_wanted_header(self, header: Mapping[str, Any]) -> bool:
-        return is_wanted_text(self._codec, header["title"]) and self._is_wanted(header["metadata"])
+        return is_wanted_text(self._codec, header["title"]) and is_wanted_object(self._codec, header["metadata"])
 
 
 def is_wanted_text(codec: Codec, text: str | None) -> bool:
     """Return whether a text is stored as `codec` would store it now."""
     beginning = codec.beginning
     return text is None or (text.startswith(beginning) if beginning else not text.startswith(MARK))
+
+
+def is_wanted_object(codec: Codec, document: Mapping[str, Any]) -> bool:
+    """Return whether an object is stored as `codec` would store it now."""
+    text = document.get(MEMBER)
+    if not isinstance(text, str):
+        return not document or codec.beginning is None
+    return is_wanted_text(codec, text)

@@ -7,7 +7,7 @@ JSON document of facts in the last column, every other row is a message. Exports
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -18,6 +18,7 @@ import orjson
 from exai.db.records import AppendStart, StoredReply, TurnStart
 from exai.encryption.codec import Codec, home_of, require_readable
 from exai.encryption.envelope import MARKS
+from exai.encryption.origins import seal_source
 from exai.models import (
     Commit,
     ContinuationId,
@@ -239,24 +240,18 @@ def json_of(value: Mapping[str, Any]) -> str:
     return orjson.dumps(value).decode()
 
 
-def sources_json(file_ids: Iterable[FileId], sources: Mapping[FileId, FileSource]) -> str:
+def sources_json(file_ids: Iterable[FileId], sources: Mapping[FileId, FileSource], owner: Owner, codec: Codec) -> str:
     """Return files with the places from which they were read, as `exai.link_files_v1` takes them."""
-    given = {each: asdict(sources[each]) if each in sources else None for each in file_ids}
+    given = {each: seal_source(codec, owner, each, sources[each]) if each in sources else None for each in file_ids}
     return orjson.dumps(given).decode()
 
 
-def files_of(start: AppendStart | TurnStart) -> tuple[str | None, str | None, str | None, bytes | None] | None:
+def files_of(
+    start: AppendStart | TurnStart, codec: Codec
+) -> tuple[str | None, str | None, str | None, bytes | None] | None:
     """Return the further arguments of the statements with files, None if there are none."""
     if not start.sources and start.along is None:
         return None
-    sources = sources_json(start.file_ids, start.sources) if start.sources else None
+    sources = sources_json(start.file_ids, start.sources, start.owner, codec) if start.sources else None
     along = start.along
     return (sources, along.store, along.described, along.data) if along else (sources, None, None, None)
-
-
-def source_of(facts: Mapping[str, Any]) -> FileSource | None:
-    """Return the place from which a file was read, None if EXAI has not written it."""
-    try:
-        return FileSource(**facts)
-    except TypeError:
-        return None

@@ -157,7 +157,8 @@ class TransferRepository:
             *columns,
             [at.isoformat() if at else None for at in batch.times],
             list(batch.digests) or [None] * len(batch.messages),
-            sources_json(batch.file_ids, {}) if batch.file_ids else None, keys_of(batch.messages),
+            sources_json(batch.file_ids, {}, batch.owner, self._codec) if batch.file_ids else None,
+            keys_of(batch.messages),
         )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class TurnRepository:
 
         """
         known, codec = start.known, self._codec
-        files = files_of(start)
+        files = files_of(start, codec)
         name = "begin_turn" if files is None else "begin_turn_with_files"
         answer = RowsByPart(
             await self._database.fetch(

@@ -132,7 +132,7 @@ class Codec:
         del owner, name
         return document
 
-    def opened_title(self, owner: str, names: Names | None, title: str | None) -> str | None:
+    def opened_title(self, owner: str, names: Names | None, title: str | None, field: str = "title") -> str | None:
         """Return a title of a conversation with one of these names.
 
         None stands for one that is or was a fork, was renamed, or was cut from another: it may have another's title.
@@ -143,7 +143,7 @@ class Codec:
             return title
         if title.startswith(ESCAPE):
             return title.removeprefix(ESCAPE)
-        return self._text(owner, names, "title", title).decode()
+        return self._text(owner, names, field, title).decode()
 
     def opened_document(self, owner: str, names: Names | None, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a JSON object as it was given; members added since are kept."""
@@ -274,7 +274,7 @@ class KeyedCodec(Codec):
         """Return a text encrypted, an equal one of the same name to an equal text, so that no change is found."""
         if self._newest is None:
             return text
-        bound, data = self._name(owner, name), text.encode()
+        bound, data = self.place_of(owner, name), text.encode()
         aad = _aad(field, owner, bound)
         nonce = self.keyring.hashed(owner, f"nonce {self._newest}", aad + b"\0" + data)[:NONCE_BYTES]
         return write(self._newest, nonce + self._cipher(self._newest, owner).encrypt(nonce, data, aad), bound)
@@ -339,7 +339,7 @@ class KeyedCodec(Codec):
         if sealed is None or len(sealed.bound) != 1:
             raise ContentUnreadable(field, *CUT)
         [bound] = sealed.bound
-        if names is not None and bound not in [self._name(owner, name) for name in names]:
+        if names is not None and bound not in [self.place_of(owner, name) for name in names]:
             raise ContentUnreadable(field, *MOVED)
         return self._decrypted(owner, sealed, field, field, bound)
 
@@ -362,7 +362,8 @@ class KeyedCodec(Codec):
         return cipher
 
     @staticmethod
-    def _name(owner: str, name: str) -> str:
+    def place_of(owner: str, name: str) -> str:
+        """Return what a text of `name` is bound to."""
         return encode(hashlib.sha256(_aad("name", owner, name)).digest()[:PLACE_BYTES])
 
 

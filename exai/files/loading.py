@@ -11,6 +11,7 @@ from exai.blobs.decoding import encoding_of
 from exai.db.files import NewFile
 from exai.encryption.codec import Codec
 from exai.encryption.contents import seal_content, write_seal
+from exai.encryption.origins import seal_name
 from exai.errors import InvalidArgument
 from exai.files.names import checked_media_type, checked_name
 from exai.files.paths import too_large
@@ -60,13 +61,15 @@ def loaded(field: str, content: FileContent) -> LoadableFile:
 
 def sealed(codec: Codec, owner: Owner, new: NewFile, data: bytes) -> tuple[NewFile, bytes]:
     """Return a file in the form in which it is stored: encrypted, if contents are."""
+    name = seal_name(codec, owner, new.sha256, new.name)
     found = seal_content(codec, owner, data, new.sha256, new.encoding)
     if found is None:
-        return new, data
+        return replace(new, name=name), data
     stored, seal = found
     stored_sha256 = digest(stored)
     encrypted = replace(
         new,
+        name=name,
         sha256=stored_sha256,
         size_bytes=len(stored),
         encoding=write_seal(codec, owner, stored_sha256, replace(seal, characters=tuple(new.characters))),

@@ -15,10 +15,9 @@ from typing import Final
 from exai.account import hold
 from exai.blobs.base import characters_by_part, digest
 from exai.blobs.decoding import encoding_of
-from exai.db.files import NewFile, with_seal
+from exai.db.files import NewFile, opened_file
 from exai.db.rekey import RekeyBatch, RowKey
 from exai.db.rekey_contents import ContentRekeyRepository
-from exai.encryption.contents import read_seal
 from exai.encryption.envelope import is_sealed_text
 from exai.errors import BlobError, ContentUnreadable
 from exai.files.loading import sealed
@@ -44,7 +43,8 @@ class ContentRekeying:
                 continue
             batch.found += 1
             try:
-                opened = self._opened(owner, file)
+                is_sealed = is_sealed_text(file.encoding)
+                opened = opened_file(self._repository.codec, owner, file) if is_sealed else file
                 is_done = is_rehearsal or await self._converted(owner, file, opened)
                 batch.contents += is_done
                 batch.content_bytes += opened.size_bytes if is_done else 0
@@ -66,13 +66,6 @@ class ContentRekeying:
             if await stored_digest(store, owner, there) != new.sha256:
                 raise BlobError("files", "the bytes that were just stored have changed", "Try again")
         return await self._repository.replace(owner, former, replace(new, storage_path=path), store.name)
-
-    def _opened(self, owner: Owner, file: StoredFile) -> StoredFile:
-        """Return a file with what is needed to read it. Raises `ContentUnreadable`."""
-        if not is_sealed_text(file.encoding):
-            return file
-        seal = read_seal(self._repository.codec, owner, file.sha256, file.encoding or "")
-        return with_seal(file, seal)
 
     def _stored_form(self, owner: Owner, file: StoredFile, data: bytes) -> tuple[NewFile, bytes]:
         """Return the row and the bytes of the wanted form; blocks."""

@@ -20,6 +20,7 @@ from exai.blobs.base import PART_BYTES, Blobs
 from exai.db.files import FileList, FileRepository, NewFile, files_along
 from exai.db.records import FilesAlong
 from exai.encryption.contents import seal_content
+from exai.encryption.origins import seal_name
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.loading import FileContent, FilePath, LoadableFile, loaded, ready, sealed
 from exai.files.names import MAX_NAME_CHARS, shown_media_type, shown_name
@@ -204,7 +205,8 @@ class FileService:
         self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
     ) -> FileId | None:
         """Store a file if this owner has its content already, else return None: 1 database round trip."""
-        shown = shown_media_type(media_type), shown_name(name)
+        stored_name = seal_name(self.blobs.codec, owner, sha256, shown_name(name))
+        shown = shown_media_type(media_type), stored_name
         new = NewFile(str(uuid.uuid4()), sha256, size_bytes, *shown, str(uuid.uuid4()))
         (file,) = await self.repository.put(owner, self.blobs.chosen.name, [new])
         return file.id if file else None

@@ -200,3 +200,63 @@ with changed as (
    where x.owner = u.owner and x.sha256 = u.sha256
   returning 1)
 select pg_catalog.count(*)::bigint as replaced from changed;
+
+-- name: rekey_scan_names
+-- repeat: read
+-- described: at first use
+-- The names of some files in the order of their ids, with what is needed to read their contents; by files_pkey, then
+-- contents_pkey.
+select f.id::text as id, f.owner::text as owner, f.sha256::text as sha256, f.name::text as name, k.encoding::text as encoding
+  from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+ where f.id > $1::text::uuid
+ order by f.id
+ limit $2::integer;
+
+-- name: rekey_names
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of names that are as they were read; by files_pkey.
+with changed as (
+  update public.files f
+     set name = u.name
+    from (select r.id, g.name
+            from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]))
+                 g(id, version, name)
+            join public.files r on r.id = g.id::uuid and r.name = g.version
+           order by r.id
+             for no key update of r skip locked) u
+   where f.id = u.id
+  returning 1)
+select pg_catalog.count(*)::bigint as replaced from changed;
+
+-- name: rekey_scan_sources
+-- repeat: read
+-- described: at first use
+-- From where the files of some links were read, in the order of the links; by conversation_files_pkey, then
+-- conversations_pkey.
+select l.conversation_id::text as conversation_id, l.file_id::text as file_id, l.source::text as source,
+       l.xmin::text as version, c.owner::text as owner
+  from public.conversation_files l
+  join public.conversations c on c.id = l.conversation_id
+ where (l.conversation_id, l.file_id) > ($1::text::uuid, $2::text::uuid)
+ order by l.conversation_id, l.file_id
+ limit $3::integer;
+
+-- name: rekey_sources
+-- repeat: keyed
+-- described: at first use
+-- Replaces the stored form of sources that are as they were read; by conversation_files_pkey.
+with changed as (
+  update public.conversation_files l
+     set source = u.source::jsonb
+    from (select r.conversation_id, r.file_id, g.source
+            from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                            pg_catalog.unnest($4::text[])) g(conversation_id, file_id, version, source)
+            join public.conversation_files r
+              on r.conversation_id = g.conversation_id::uuid and r.file_id = g.file_id::uuid and r.xmin::text = g.version
+           order by r.conversation_id, r.file_id
+             for no key update of r skip locked) u
+   where l.conversation_id = u.conversation_id and l.file_id = u.file_id
+  returning 1)
+select pg_catalog.count(*)::bigint as replaced from changed;

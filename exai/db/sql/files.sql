@@ -78,8 +78,8 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
 
 -- name: list_read_files
 -- repeat: read
--- The files of a conversation that were read on one machine, those read last first; by conversation_files_pkey, then
--- files_pkey.
+-- The files of a conversation that were read on one machine, which may be stored in several forms, those read last first;
+-- by conversation_files_pkey, then files_pkey.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
        k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path,
@@ -89,7 +89,7 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
   join public.files f on f.id = l.file_id
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where c.owner = $1::text and c.continuation_id = $2::text and c.deleted_at is null and f.sha256 is not null
-   and l.source ->> 'machine'::text = $3::text
+   and l.source ->> 'machine'::text = any($3::text[])
  order by (l.source ->> 'read_ns'::text)::bigint desc, f.id
  limit $4::integer;
 

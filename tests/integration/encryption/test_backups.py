@@ -30,6 +30,7 @@ async def test_backup_is_made_without_keys_and_read_with_them(
     status, out = await target.exai("restore", backup, "--owner", "local=anna")
     assert status != 0
     assert "cannot rename owners, because the content of this backup is encrypted" in out
+    assert "Restore it with the names it has, then export conversations and import them for the other owner" in out
     status, out = await target.exai("restore", backup)
     assert status == 0, out
     async with open_rig(empty_postgres_url, redis_url, tmp_path / "data", store=store_of("k1")) as restored:

@@ -7,7 +7,7 @@ from typing import Any
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.lifecycle import ConversationUpdate
 from exai.files.loading import FileContent
-from exai.models import LOCAL_OWNER, NewMessage
+from exai.models import LOCAL_OWNER, FileSource, NewMessage
 from tests.integration.conversations.conftest import Rig
 from tests.support.migrations import session
 
@@ -34,6 +34,8 @@ ENCRYPTED = {
     "exai.blob_parts": ("data",),
     "exai.content_texts": ("text", "note"),
     "exai.contents": ("encoding",),
+    "public.files": ("name",),
+    "public.conversation_files": ("source",),
 }
 READABLE = {
     "public.conversations": {
@@ -46,10 +48,8 @@ READABLE = {
         "state": STATE,         "provider": TOOL, "model": TOOL,
     },
     "public.files": {
-        "owner": NAME, "sha256": NAME, "media_type": STATE, "name": "lists are filtered by names of files",
-        "storage_path": NAME,
+        "owner": NAME, "sha256": NAME, "media_type": STATE, "storage_path": NAME,
     },
-    "public.conversation_files": {"source": "paths and digests, by which a file is found again on its machine"},
     "public.requests": dict.fromkeys(
         ("owner", "tool", "arguments", "state", "progress", "partial", "answer", "result", "error", "continuation_id"),
         BY_CLIENTS,
@@ -103,8 +103,11 @@ async def test_no_table_and_no_key_of_redis_holds_what_is_encrypted(
     update = ConversationUpdate(title=f"{CANARY} new", metadata={"note": CANARY})
     await app.conversations.change(LOCAL_OWNER, name, update, idempotency_key="change")
     await app.conversations.fork(LOCAL_OWNER, name, title=f"{CANARY} fork")
-    (file,) = await app.files.put(LOCAL_OWNER, [FileContent("a.txt", CANARY.encode() * 100)])
-    await app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", CANARY)], name, files=(file.id,)))
+    (file,) = await app.files.put(LOCAL_OWNER, [FileContent(f"{CANARY}.txt", CANARY.encode() * 100)])
+    source = FileSource(f"/{CANARY}/{CANARY}.txt", CANARY, CANARY, 800, 1, 2)
+    append = AppendRequest(LOCAL_OWNER, [NewMessage("user", CANARY)], name, files=(file.id,), sources={file.id: source})
+    await app.conversations.append(append)
+    assert (await app.files.list_read(LOCAL_OWNER, name, CANARY, 10))[0].source == source
     await app.conversations.read(LOCAL_OWNER, name)
     await app.cache.wait_settled()
     await app.maintenance.index_words()

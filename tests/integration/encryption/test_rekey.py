@@ -17,13 +17,14 @@ from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import ConfigError
 from exai.files.loading import FileContent
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
+from exai.models import LOCAL_OWNER, ContinuationId, FileSource, NewMessage
 from tests.integration.conversations.conftest import Rig
 from tests.integration.encryption.conftest import OpenRig, key
 from tests.support.daemon import environment
 from tests.support.migrations import run, value
 
 CHART = b"depths of the harbour\n" * 100
+SOURCE = FileSource("/charts/chart.txt", "a machine", "a digest", len(CHART), 1, 2, "1-10")
 KEYS = "select coalesce(string_agg(name, ',' order by name), '') from exai.encryption_keys"
 FORMS = """
 select coalesce(string_agg(distinct coalesce(substring(x.content from '^\\$exai1\\$([a-z0-9]+)\\$'), 'plain'), ','
@@ -34,7 +35,8 @@ select coalesce(string_agg(distinct coalesce(substring(x.content from '^\\$exai1
                    where metadata <> '{}' and not metadata ? 'conversation'
         union all select c.encoding from exai.contents c
                    where exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256)
-        union all select note from exai.content_texts) x
+        union all select note from exai.content_texts union all select name from public.files
+        union all select coalesce(source ->> '$exai', source ->> 'path') from public.conversation_files) x
 """
 
 
@@ -56,7 +58,8 @@ async def filled(rig: Rig) -> ContinuationId:
     await change(rig, name)
     await rig.app.conversations.fork(LOCAL_OWNER, name, at_seq=2, idempotency_key="fork")
     (file,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("chart.txt", CHART)])
-    await rig.app.files.link(LOCAL_OWNER, name, [file.id])
+    sources, chart = {file.id: SOURCE}, [NewMessage("user", "the chart")]
+    await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, chart, name, files=(file.id,), sources=sources))
     return name
 
 
@@ -74,10 +77,11 @@ async def seen(rig: Rig, name: ContinuationId) -> object:
         page = await rig.app.conversations.read(LOCAL_OWNER, each.continuation_id)
         pages.append((page.conversation, page.messages))
     found = await rig.app.conversations.search(SearchQuery(LOCAL_OWNER, "harbour"))
-    listed = (await rig.app.files.list(LOCAL_OWNER)).files
-    files = [(file, (await rig.app.files.read(LOCAL_OWNER, file.id))[1]) for file in listed]
+    listed = await rig.app.files.list_read(LOCAL_OWNER, name, SOURCE.machine, 10)
+    files = [(file, file.source, (await rig.app.files.read(LOCAL_OWNER, file.id))[1]) for file in listed]
+    assert len(files) == 1
     hits = sorted((hit.continuation_id, hit.seq, hit.snippet, hit.title) for hit in found.hits)
-    return name, pages, hits, found.unread, [(file.id, file.name, file.sha256, data) for file, data in files]
+    return name, pages, hits, found.unread, [(file.id, file.name, file.sha256, *rest) for file, *rest in files]
 
 
 async def test_everything_goes_from_plain_to_a_key_to_another_and_back(with_keys: OpenRig, postgres_url: str) -> None:
@@ -148,8 +152,8 @@ async def test_rows_stored_meanwhile_are_kept_and_rekeyed(with_keys: OpenRig, po
             done = await rekeyed(newer, "k2")
             assert done.is_complete
             page = await newer.app.conversations.read(LOCAL_OWNER, name)
-            assert [each.content for each in page.messages][5:] == texts
-            assert [each.seq for each in page.messages] == list(range(1, 36))
+            assert [each.content for each in page.messages][6:] == texts
+            assert [each.seq for each in page.messages] == list(range(1, 37))
     assert await value(postgres_url, FORMS) == "k2"
 
 

@@ -158,6 +158,13 @@ bench: .venv/run.done ## measure every operation beside its lower bound (ARGS="-
 
 bench-peers: .venv/run.done .venv/peers/done ## run the same workload on other conversation stores and the same servers (ARGS="--cloud")
 	@PYTHONPATH=. $(PY) bench/peers.py --python .venv/peers/bin/python $(ARGS)
+	@$(MAKE) -s bench-adapters ARGS="$(filter --quick --json,$(ARGS))"
+
+# Frameworks with a store of their own in Postgres.
+OWN_STORES := openai-agents adk
+.PHONY: bench-adapters
+bench-adapters: .venv/run.done $(OWN_STORES:%=.venv/adapters/%-newest/done) ## run the adapters and their frameworks' own stores on the same servers, near and 10 ms away (ARGS="--quick", "--write docs/adapters.md")
+	@PYTHONPATH=. $(PY) bench/adapters.py --environments .venv/adapters $(ARGS)
 
 format: .venv/dev.done ## format the code
 	@$(PY) -m ruff check -q --fix .

@@ -12,16 +12,15 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from bench.lines import WorkerProcess, open_worker
 from exai.bench.batch import Batch, Figures, Run, figures_of, ratio, run_batch
 from exai.bench.cloud import CLOUD_MS, far_database
 from exai.bench.contestants import Data, open_contestants, seed
@@ -35,9 +34,6 @@ from exai.db.driver.address import parse_address
 from exai.logs import configure_logging
 from exai.settings.load import LogSettings, load_settings
 
-ROOT = Path(__file__).resolve().parent.parent
-START_LIMIT_S = 120.0
-BATCH_LIMIT_S = 600.0
 EXAI = "EXAI"
 OPERATIONS = ("load", "append", "full")
 NOT_ON_DISK = ("OpenAI Agents RedisSession", "LlamaIndex Redis")
@@ -76,33 +72,23 @@ class Cell:
 class Peers:
     """The process with the other stores; `names` are theirs."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.names: list[str] = []
-
-    async def ask(self, **asked: Any) -> dict[str, Any]:
-        """Send one line and return the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-        answer: dict[str, Any] = await self.answer(BATCH_LIMIT_S)
-        return answer
-
-    async def answer(self, limit_s: float) -> Any:
-        """Read one line."""
-        assert self._process.stdout is not None
-        async with asyncio.timeout(limit_s):
-            line = await self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the process with the other stores ended; its traceback is above")
-        return json.loads(line)
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.ask, self.names = worker.ask, worker.first
 
 
 @asynccontextmanager
 async def open_peers(python: str, servers: ServerAddresses, plan: Plan) -> AsyncIterator[Peers]:
     """Start the other stores at these addresses."""
+    asked = {"servers": places(servers), "conversations": plan.conversations, "message_bytes": plan.message_bytes}
+    async with open_worker(python, ["bench/stores.py"], asked) as worker:
+        yield Peers(worker)
+
+
+def places(servers: ServerAddresses) -> dict[str, Any]:
+    """Return the addresses as `bench.places.Servers` has them."""
     address = parse_address(servers.postgres_url)
     host, port = address.hosts[0]
-    where = {
+    return {
         "host": host,
         "port": port,
         "user": address.user or "",
@@ -110,27 +96,6 @@ async def open_peers(python: str, servers: ServerAddresses, plan: Plan) -> Async
         "database": address.database or "",
         "redis_url": servers.redis_url,
     }
-    asked = {"servers": where, "conversations": plan.conversations, "message_bytes": plan.message_bytes}
-    process = await asyncio.create_subprocess_exec(
-        *(python, str(ROOT / "bench" / "stores.py"), json.dumps(asked)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-    try:
-        peers = Peers(process)
-        peers.names = await peers.answer(START_LIMIT_S)
-        yield peers
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(START_LIMIT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 def doing(ours: Operations, operation: str) -> Run:

@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import redis
@@ -25,12 +25,12 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from llama_index.core.llms import ChatMessage
 from llama_index.storage.chat_store.redis import RedisChatStore
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from bench.lines import serve
+from bench.places import Servers
 from exai.bench.batch import Run, run_batch
 from exai.bench.plan import Texts
 
@@ -38,36 +38,6 @@ PAGE = 50
 CONNECTIONS = 16
 TABLE = "langchain_messages"
 PLAIN = {"ssl": "disable"}
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Where both servers are; a host that begins with a slash is a directory of sockets."""
-
-    host: str
-    port: int
-    user: str
-    password: str
-    database: str
-    redis_url: str
-
-    def conninfo(self) -> str:
-        """For psycopg."""
-        words = {"host": self.host, "port": self.port, "user": self.user, "dbname": self.database}
-        return make_conninfo(**words, sslmode="disable", **({"password": self.password} if self.password else {}))
-
-    def engine_url(self) -> URL:
-        """For SQLAlchemy with asyncpg."""
-        where: dict[str, Any] = {"host": self.host, "port": self.port}
-        if self.host.startswith("/"):
-            where = {"query": {"host": self.host}}
-        return URL.create(
-            "postgresql+asyncpg",
-            username=self.user,
-            password=self.password or None,
-            database=self.database,
-            **where,
-        )
 
 
 class Store(Protocol):
@@ -254,21 +224,8 @@ class Worker:
 async def main() -> None:
     """Open everything, say the stores' names, and work until the input ends."""
     plan = json.loads(sys.argv[1])
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with open_stores(Servers(**plan["servers"]), plan["conversations"]) as stores:
-        worker = Worker(stores, plan["conversations"], plan["message_bytes"])
-        say(list(stores))
-        while line := await reader.readline():
-            asked = json.loads(line)
-            say(await getattr(worker, asked.pop("do"))(**asked))
-
-
-def say(answer: Any) -> None:
-    """Write one line."""
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+        await serve(Worker(stores, plan["conversations"], plan["message_bytes"]), list(stores))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -66,7 +66,6 @@ STATE: Final = "state:"
 """Begins the names of fields of metadata that have a value of a state each, as a JSON text."""
 
 DIGEST_CHARS: Final = 16
-DEFAULT_STATE: Final[Mapping[str, Any]] = {}
 
 
 class ExaiSessionService(BaseSessionService):
@@ -100,13 +99,27 @@ class ExaiSessionService(BaseSessionService):
             also=_records(app_name, user_id, deltas),
             expected_revision=0,
         )
+        app, user = _name_of_app(app_name), _name_of_user(app_name, user_id)
+        patched = {each.continuation_id for each in request.also}
+        found = await asyncio.gather(
+            *(
+                self._record(conversations, name, ids)
+                for name, ids in ((app, [app_name]), (user, [app_name, user_id]))
+                if name not in patched
+            )
+        )
         try:
             appended = await completed(conversations.append(request))
         except Conflict as conflict:
             if conflict.reason != "revision":
                 raise
             raise AlreadyExistsError(f"Session with id {session_id} already exists.") from None
-        merged = await self._merged(conversations, app_name, user_id, deltas[SESSIONS])
+        records = {each.continuation_id: each for each in (*found, *appended.records) if each is not None}
+        merged = {
+            **_state_in(deltas[SESSIONS], ""),
+            **_state_of(records.get(app), State.APP_PREFIX),
+            **_state_of(records.get(user), State.USER_PREFIX),
+        }
         session = Session(app_name=app_name, user_id=user_id, id=session_id, state=merged, last_update_time=now)
         session._storage_update_marker = str(appended.revision)
         return session
@@ -120,7 +133,7 @@ class ExaiSessionService(BaseSessionService):
         after = None if config is None else config.after_timestamp
         history, merged = await asyncio.gather(
             read_history(conversations, self._owner, _name_of(app_name, user_id, session_id), count),
-            self._merged(conversations, app_name, user_id, DEFAULT_STATE),
+            self._states(conversations, app_name, user_id),
         )
         if history is None:
             return None
@@ -215,15 +228,30 @@ class ExaiSessionService(BaseSessionService):
             raise StaleSessionError("The session has other events than those stored. Read it again with get_session.")
         return history.conversation.revision
 
-    async def _merged(
-        self, conversations: Conversations, app_name: str, user_id: str, state: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the state of app and user, with their prefixes, and fields of metadata with that of a session."""
+    async def _record(
+        self, conversations: Conversations, name: ContinuationId, ids: Sequence[str]
+    ) -> Conversation | None:
+        """Return the conversation with the state of an app or user. A missing one is made, so that it can be cached."""
+        found = await read_header(conversations, self._owner, name)
+        if found is None:
+            made = {KEY: dump_item(ids)}
+            request = AppendRequest(self._owner, (), name, create=True, metadata=made, expected_revision=0)
+            try:
+                await completed(conversations.append(request))
+            except Conflict as conflict:
+                if conflict.reason != "revision":
+                    raise
+                # Another process has made it, perhaps with a state.
+                found = await read_header(conversations, self._owner, name)
+        return found
+
+    async def _states(self, conversations: Conversations, app_name: str, user_id: str) -> dict[str, Any]:
+        """Return the states of app and user, with their prefixes."""
         app, user = await asyncio.gather(
             read_header(conversations, self._owner, _name_of_app(app_name)),
             read_header(conversations, self._owner, _name_of_user(app_name, user_id)),
         )
-        return {**_state_in(state, ""), **_state_of(app, State.APP_PREFIX), **_state_of(user, State.USER_PREFIX)}
+        return {**_state_of(app, State.APP_PREFIX), **_state_of(user, State.USER_PREFIX)}
 
     async def _states_of_users(
         self, conversations: Conversations, app_name: str, user_id: str | None

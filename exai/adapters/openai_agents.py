@@ -152,10 +152,11 @@ def _is_storable(content: object) -> bool:
 
 def item_of(message: Message) -> SessionItem | None:
     """Return the item of a message, also of one that another client stored; None if its item is damaged."""
-    if message.item is None:
+    text = message.item
+    if text is None:
         return {"role": PLAIN_ROLES.get(message.role, "user"), "content": message.content}
     try:
-        return load_item(message.item)
+        return load_item(text)
     except ValueError:
         return None
 

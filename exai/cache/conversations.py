@@ -106,6 +106,7 @@ class ConversationCache:
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
         self._min_revisions: MinRevisions[ConversationKey] = MinRevisions(settings.max_staleness_s, clock=clock)
         self._flights: SingleFlight[ConversationKey, Loaded] = SingleFlight()
+        self._long_flights: SingleFlight[ConversationKey, Loaded] = SingleFlight()
         self._verifier = Verifier(self.read, self.release, settings, recorder, rand=rand)
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
@@ -115,18 +116,20 @@ class ConversationCache:
         self.erasure = CacheErasure(client)
 
     async def read_through(
-        self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION
+        self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION, is_long: bool = False
     ) -> tuple[Hit | Loaded, Source]:
         """Return the newest page from the cache, else from one `load` that concurrent callers share.
 
-        A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the
-        errors of `load`, and `DeadlineExceeded`.
+        With `is_long`, `load` reads more than the newest page, and only such callers share it. A hit costs 1 Redis
+        round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the errors of `load`,
+        and `DeadlineExceeded`.
         """
+        flights = self._long_flights if is_long else self._flights
         found = await self.read(key, min_revision=min_revision)
         for pause_s in WAITS_S:
             if not isinstance(found, Wait):
                 break
-            flight = self._flight(key, found) if self._vouched(key, min_revision) else None
+            flight = self._flight(flights, key, found) if self._vouched(key, min_revision) else None
             if flight is not None:
                 return await flight.result(), "database"
             await asyncio.sleep(pause_s * (0.5 + self._rand()))
@@ -137,12 +140,12 @@ class ConversationCache:
                 return found, "cache"
             case Miss():
                 after = functools.partial(self._fill_or_release, key, found)
-                return await self._flights.lead(key, found.token, load, after).result(), "database"
+                return await flights.lead(key, found.token, load, after).result(), "database"
             case Wait() if self._vouched(key, min_revision):
-                flight = self._flight(key, found) or self._flights.lead(key, found.token, load)
+                flight = self._flight(flights, key, found) or flights.lead(key, found.token, load)
                 return await flight.result(), "database"
             case Wait() | Unavailable():
-                return await self._flights.later(key, load), "database"
+                return await flights.later(key, load), "database"
 
     async def read(self, key: ConversationKey, *, min_revision: int = ANY_REVISION) -> CacheLookup:
         """Read the newest page, at `min_revision` or later: 1 Redis round trip.
@@ -261,12 +264,14 @@ class ConversationCache:
 
     async def wait_settled(self) -> None:
         """Wait until the fills begun by `read_through` have ended."""
-        await self._flights.wait_settled()
+        for flights in (self._flights, self._long_flights):
+            await flights.wait_settled()
 
     async def close(self) -> None:
         """Cancel the reads in flight; `open_cache` closes the connections."""
         await self._verifier.close()
-        await self._flights.close()
+        for flights in (self._flights, self._long_flights):
+            await flights.close()
         if self._applies is not None:
             await self._applies.close()
 
@@ -304,9 +309,11 @@ class ConversationCache:
         """
         return min_revision == ANY_REVISION and self._min_revisions.minimum(key) == ANY_REVISION
 
-    def _flight(self, key: ConversationKey, found: Wait) -> Flight[Loaded] | None:
+    def _flight(
+        self, flights: SingleFlight[ConversationKey, Loaded], key: ConversationKey, found: Wait
+    ) -> Flight[Loaded] | None:
         """Return this process's read under the lease just seen alive, None if it began more than one bound ago."""
-        flight = self._flights.find(key, found.token)
+        flight = flights.find(key, found.token)
         young = (
             flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.max_staleness_s
         )

@@ -120,9 +120,9 @@ class ConversationStore:
         the budget is returned in part, as is any message with `char_offset`. `offset` skips that many of the newest
         messages, for clients that count pages; unlike an offset, a cursor neither repeats nor misses messages that are
         appended meanwhile. With `whole` large content is put back, which costs further round trips and needs a
-        `char_offset` of 0; otherwise references stand in its place. The newest page costs no database round trip if it
-        is cached and had no running turn when it was cached, any other page 1. Raises
-        `NotFound`, `InvalidArgument` or a `DatabaseError`.
+        `char_offset` of 0; otherwise references stand in its place. The newest page, and a conversation that is no
+        longer, costs no database round trip if it is cached and had no running turn when it was cached, any other
+        page 1. Raises `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
         check_conversation(owner, continuation_id)
         check_number("limit", limit, 1, MAX_PAGE_MESSAGES)
@@ -140,10 +140,10 @@ class ConversationStore:
             messages = await self._large.whole(owner, page.messages, WHOLE_BYTES)
             is_cut = len(messages) < len(page.messages)
             return replace(page, messages=messages, next_before_seq=messages[0].seq if is_cut else page.next_before_seq)
-        if before_seq is None and limit <= PAGE_MESSAGES and not offset and not char_offset:
-            page = await self._newest(owner, continuation_id, limit)
-            if page.part is None or budget_bytes <= PAGE_BYTES:
-                return page
+        if before_seq is None and not offset and not char_offset:
+            newest = await self._newest(owner, continuation_id, limit, budget_bytes)
+            if newest is not None and (newest.part is None or budget_bytes <= PAGE_BYTES):
+                return newest
         stored = await self._repository.read_page(
             ConversationKey(owner, continuation_id),
             limit=limit,
@@ -155,22 +155,29 @@ class ConversationStore:
         page = page_of(stored.conversation, stored.messages, "database", has_older=stored.has_older)
         return replace(page, part=stored.part)
 
-    async def _newest(self, owner: Owner, continuation_id: ContinuationId, limit: int) -> Page:
-        """Answer from the cached page. A miss loads the complete page, even if the caller wants a part of it."""
+    async def _newest(self, owner: Owner, continuation_id: ContinuationId, limit: int, budget: int) -> Page | None:
+        """Answer from the cached page, None if it is shorter. A miss loads all of it if the caller wants less."""
+        key, is_short = ConversationKey(owner, continuation_id), limit <= PAGE_MESSAGES
+        is_own = False
 
         async def load() -> Loaded:
-            stored = await self._repository.read_page(ConversationKey(owner, continuation_id), limit=PAGE_MESSAGES)
+            nonlocal is_own
+            is_own = True
+            read = self._repository.read_page
+            stored = await (read(key) if is_short else read(key, limit=limit, budget_bytes=budget))
             complete = not stored.has_older
             return Loaded(stored.conversation, stored.messages, complete, stored.server_epoch, stored.page, stored.part)
 
         try:
-            found, source = await self._cache.read_through(ConversationKey(owner, continuation_id), load)
+            found, source = await self._cache.read_through(key, load, is_long=not is_short)
         except DatabaseUnavailable:
-            stale = await self._cache.read_uncovered(ConversationKey(owner, continuation_id))
+            stale = await self._cache.read_uncovered(key) if is_short else None
             if stale is None:
                 raise
             self._recorder.count("stale_reads_total")
             return newest_of(stale, limit, "cache", stale_s=stale.age_s)
+        if not (is_short or found.complete or is_own):
+            return None
         page = newest_of(found, limit, source)
         if page.conversation.pending and source == "cache":
             current = await with_pending(self._repository, page)

@@ -165,6 +165,9 @@ def pieces_of(message: Message | NewMessage) -> tuple[FileId, ...]:
 
 def occurrences_of(message: Message | NewMessage) -> tuple[FileId, ...]:
     """Return the ids of the files that hold what was taken out of a message, as often as each is put back."""
+    metadata = message.metadata
+    if TAKEN_OUT not in metadata and TAKEN_FROM_ITEM not in metadata:  # A sixth of the time of reading a session.
+        return ()
     entries = (each for text, facts in _texts(message) for each in _entries(text, facts))
     return tuple(FileId(each["id"]) for each in entries)
 

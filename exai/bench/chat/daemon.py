@@ -49,11 +49,14 @@ class ReadTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Daemon:
+class BenchDaemon:
+    """A daemon with one owner; `port` is on `HOST`."""
+
     port: int
     token: str
 
     def task(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """Return what a client of it is given."""
         return {"kind": kind, "port": self.port, "token": self.token, **facts}
 
 
@@ -61,7 +64,7 @@ async def read_beside_chats(
     settings: Mapping[str, str], provider_port: int, name: ContinuationId, *, streams: int, reads: int
 ) -> ReadTimes:
     """Measure reads of a conversation of the bench's owner. Raises `StartupError`."""
-    async with _open_daemon(settings) as daemon:
+    async with open_daemon(settings) as daemon:
         reading = daemon.task(READ, name=name, reads=reads)
         idle = await _read(reading)
         async with _open_client(daemon.task(CHAT, models=STEADY, streams=streams)) as chats:
@@ -77,7 +80,7 @@ async def read_beside_pages(
 ) -> dict[int, list[float]]:
     """Measure reads of a conversation beside so many open pages, in turn in every round. Raises `StartupError`."""
     times: dict[int, list[float]] = {number: [] for number in pages}
-    async with _open_daemon(settings) as daemon:
+    async with open_daemon(settings) as daemon:
         reading = daemon.task(READ, name=name, reads=max(reads // rounds, 2))
         for _ in range(rounds):
             for number in pages:
@@ -87,7 +90,7 @@ async def read_beside_pages(
 
 
 @asynccontextmanager
-async def _open_pages(daemon: _Daemon, name: ContinuationId, number: int) -> AsyncIterator[None]:
+async def _open_pages(daemon: BenchDaemon, name: ContinuationId, number: int) -> AsyncIterator[None]:
     if not number:
         yield
         return
@@ -130,9 +133,9 @@ async def _open_client(
 
 
 @asynccontextmanager
-async def _open_daemon(settings: Mapping[str, str]) -> AsyncIterator[_Daemon]:
+async def open_daemon(settings: Mapping[str, str]) -> AsyncIterator[BenchDaemon]:
     """Start `exai serve` with one owner, and wait until it accepts connections."""
-    daemon = _Daemon(_free_port(), secrets.token_urlsafe(24))
+    daemon = BenchDaemon(_free_port(), secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="exai-bench-") as data:
         environment = {
             **os.environ,

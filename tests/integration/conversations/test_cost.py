@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from exai.conversations import AppendRequest, ChatRequest
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.integration.conversations.conftest import Rig
@@ -28,6 +30,42 @@ async def test_miss_costs_one_database_round_trip_and_a_hit_none(rig: Rig) -> No
     assert hit.conversation == missed.conversation
     assert [message.seq for message in hit.messages] == list(range(11, 61))
     assert hit.next_before_seq == 11
+
+
+async def test_whole_conversation_is_a_hit_if_it_is_no_longer_than_the_cached_page(rig: Rig) -> None:
+    """A caller may ask for more than the newest page, as adapters do for whole sessions."""
+    short, long = await stored(rig, 50), await stored(rig, 60)
+    for continuation_id, number in ((short, 50), (long, 60)):
+        await rig.app.cache.wait_settled()
+        rig.reset()
+        missed = await rig.app.conversations.read(LOCAL_OWNER, continuation_id, limit=500)
+        await rig.app.cache.wait_settled()
+        assert (missed.source, rig.cost(), len(missed.messages)) == ("database", (1, 2), number)
+
+    rig.reset()
+    hit = await rig.app.conversations.read(LOCAL_OWNER, short, limit=500, whole=True)
+    assert (hit.source, rig.cost()) == ("cache", (0, 1))
+    assert [message.seq for message in hit.messages] == list(range(1, 51))
+    assert hit.next_before_seq is None
+
+    rig.reset()
+    longer = await rig.app.conversations.read(LOCAL_OWNER, long, limit=500)
+    assert (longer.source, rig.cost(), len(longer.messages)) == ("database", (1, 1), 60)
+    newest = await rig.app.conversations.read(LOCAL_OWNER, long)
+    assert (newest.source, [message.seq for message in newest.messages]) == ("cache", list(range(11, 61)))
+
+
+async def test_reads_of_all_lengths_share_what_is_equal(rig: Rig) -> None:
+    """Readers of the newest page and of everything, at once and cold: each receives what it asked for."""
+    continuation_id = await stored(rig, 60)
+    limits = (5, 500, 50, 60, 55, 500, 1)
+    pages = await asyncio.gather(
+        *(rig.app.conversations.read(LOCAL_OWNER, continuation_id, limit=limit) for limit in limits)
+    )
+    assert [[message.seq for message in page.messages] for page in pages] == [
+        list(range(max(1, 61 - limit), 61)) for limit in limits
+    ]
+    assert [page.next_before_seq for page in pages] == [56, None, 11, None, 6, None, 60]
 
 
 async def test_older_page_and_list_cost_one_database_round_trip_each(rig: Rig) -> None:

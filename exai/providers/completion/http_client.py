@@ -22,11 +22,20 @@ class HttpClients:
     """Opens the clients of all providers, which share certificates and the order in which their streams are read."""
 
     def __init__(self, settings: ProvidersSettings) -> None:
-        self._settings, self._verify, self._turns = settings, httpx.create_ssl_context(), ReadTurns()
+        self._settings, self._turns = settings, ReadTurns()
+        self._verify: ssl.SSLContext | None = None
 
     def open(self, base_url: str) -> httpx.AsyncClient:
         """Return a client for one provider."""
-        return open_client(base_url, self._settings, self._verify, self._turns)
+        return open_client(base_url, self._settings, self._trust(base_url), self._turns)
+
+    def _trust(self, base_url: str) -> ssl.SSLContext:
+        # Reading the certificates of authorities takes 20 ms. Without them no TLS connection can be made.
+        if httpx.URL(base_url).scheme == "http" and _is_direct(base_url):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self._verify is None:
+            self._verify = httpx.create_ssl_context()
+        return self._verify
 
 
 def open_client(
@@ -39,7 +48,7 @@ def open_client(
     """
     # `ChatApi` shares the connections between owners before one is asked for here.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S)
-    is_direct = is_loopback(httpx.URL(base_url).host) or not has_proxy()
+    is_direct = _is_direct(base_url)
     return httpx.AsyncClient(
         transport=PacedTransport(verify, limits, turns or ReadTurns()) if is_direct else None,
         verify=verify,
@@ -48,6 +57,10 @@ def open_client(
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
     )
+
+
+def _is_direct(base_url: str) -> bool:
+    return is_loopback(httpx.URL(base_url).host) or not has_proxy()
 
 
 def headers_for(key: str, accept: str) -> dict[str, str]:

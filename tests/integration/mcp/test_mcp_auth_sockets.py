@@ -71,7 +71,7 @@ async def test_a_signed_token_opens_both_doors_for_its_subject() -> None:
     async with guarded(SHARED) as server:
         async with dial(server, signed("user-1")) as socket:
             await ask(socket, modern(1, "tools/call", tool_call("echo", text="a")))
-        async with httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client:
+        async with httpx.AsyncClient(base_url=server.http, timeout=WAIT_S, verify=False) as client:
             headers = {"authorization": f"Bearer {signed('user-2')}"}
             message = request(1, "tools/call", tool_call("echo", text="a"))
             assert (await client.post("/mcp", json=message, headers=headers)).status_code == 200

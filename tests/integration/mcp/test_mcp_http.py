@@ -48,7 +48,7 @@ async def server() -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def client(server: Running) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as opened:
+    async with httpx.AsyncClient(base_url=server.http, timeout=WAIT_S, verify=False) as opened:
         yield opened
 
 
@@ -172,7 +172,7 @@ class TestStatelessEra:
         message = modern(1, "tools/call", tool_call("slow"))
         async with (
             running_server(fast_settings(progress_interval_s=0.05)) as server,
-            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client,
+            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S, verify=False) as client,
             client.stream("POST", "/mcp", json=message, headers=mirrored(message)) as response,
         ):
             comments = 0
@@ -303,7 +303,7 @@ class TestRefusals:
 
         async with (
             running_server(fast_settings(message_max_bytes=10_000)) as server,
-            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client,
+            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S, verify=False) as client,
         ):
             content: Any = pieces() if chunked else b"x" * 20_000
             found = await client.post("/mcp", content=content, headers={"content-type": "application/json"})
@@ -341,7 +341,7 @@ class TestRefusals:
 
         async with (
             running_server(authenticate=authenticate) as server,
-            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client,
+            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S, verify=False) as client,
         ):
             message = request(1, "tools/call", tool_call("echo", text="a"))
             found = await client.post("/mcp", json=message)

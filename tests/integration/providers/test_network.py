@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from exai.models import Delta
-from exai.providers.completion.http_client import open_client, reason_of
+from exai.providers.completion.http_client import HttpClients, open_client, reason_of
 from exai.providers.network.turns import READS
 from exai.settings.load import ProvidersSettings
 from tests.integration.providers.conftest import Asker, Heard, soon
@@ -113,6 +113,22 @@ async def test_large_bodies_pass_over_tls_on_one_connection(certificate: Path) -
             with pytest.raises(httpx.ConnectError) as refused:
                 await soon(client.post(url, content=body))
             assert "CERTIFICATE" in reason_of(refused.value)
+
+
+async def test_certificates_are_read_for_the_first_address_that_needs_them(certificate: Path) -> None:
+    """Reading them takes longer than the rest of a provider's opening; a client without them refuses TLS."""
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(certificate)
+    clients = HttpClients(ProvidersSettings())
+    async with await asyncio.start_server(echo, HOSTS[1], 0, ssl=serving) as server:
+        async with clients.open("http://models.example/v1") as client:
+            with pytest.raises(httpx.ConnectError) as refused:
+                await soon(client.get(f"https://{HOSTS[0]}:{server.sockets[0].getsockname()[1]}/"))
+            assert "CERTIFICATE" in reason_of(refused.value)
+    assert clients._verify is None
+    async with clients.open("https://models.example/v1"), clients.open("https://other.example/v1"):
+        assert clients._verify is not None
+        assert clients._verify.get_ca_certs() != []
 
 
 async def test_the_next_address_of_a_name_is_tried(server: ProviderServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,100 @@ create table exai.blobs (
 );
 alter table exai.blobs enable row level security;
 
+create table exai.checkpoint_blobs (
+    thread uuid not null,
+    namespace text not null,
+    channel text not null,
+    version text not null,
+    value_type text not null,
+    value bytea not null,
+    key_name text,
+    bound_to text,
+    created_at timestamp with time zone not null default now(),
+    constraint checkpoint_blobs_pkey PRIMARY KEY (thread, namespace, channel, version),
+    constraint checkpoint_blobs_thread_fkey FOREIGN KEY (thread) REFERENCES exai.checkpoint_threads(id) ON DELETE CASCADE
+);
+alter table exai.checkpoint_blobs enable row level security;
+
+create table exai.checkpoint_threads (
+    id uuid not null default gen_random_uuid(),
+    owner text not null default 'local'::text,
+    thread_id text not null,
+    revision bigint not null default 0,
+    copied_from text[] not null default '{}'::text[],
+    ttl_s double precision,
+    changed_xid xid8 not null default pg_current_xact_id(),
+    deleted_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    created_at timestamp with time zone not null default now(),
+    updated_at timestamp with time zone not null default now(),
+    constraint checkpoint_threads_pkey PRIMARY KEY (id),
+    constraint checkpoint_threads_owner_thread_key UNIQUE (owner, thread_id),
+    constraint checkpoint_threads_ttl_check CHECK ((ttl_s > (0)::double precision))
+);
+alter table exai.checkpoint_threads enable row level security;
+
+CREATE INDEX checkpoint_threads_changed_idx ON exai.checkpoint_threads USING btree (changed_xid);
+
+CREATE INDEX checkpoint_threads_deleted_idx ON exai.checkpoint_threads USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
+
+CREATE INDEX checkpoint_threads_expires_idx ON exai.checkpoint_threads USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+
+CREATE INDEX checkpoint_threads_idle_idx ON exai.checkpoint_threads USING btree (updated_at) WHERE ((expires_at IS NULL) AND (deleted_at IS NULL));
+
+CREATE INDEX checkpoint_threads_recent_idx ON exai.checkpoint_threads USING btree (owner, updated_at DESC, id DESC);
+
+CREATE TRIGGER exai_note_thread AFTER DELETE ON exai.checkpoint_threads FOR EACH ROW EXECUTE FUNCTION exai.note_thread_v1();
+-- It fires always.
+
+create table exai.checkpoint_writes (
+    thread uuid not null,
+    namespace text not null,
+    checkpoint_id text not null,
+    task_id text not null,
+    place integer not null,
+    task_path text not null default ''::text,
+    channel text not null,
+    value_type text not null,
+    value bytea not null,
+    key_name text,
+    bound_to text,
+    created_at timestamp with time zone not null default now(),
+    constraint checkpoint_writes_pkey PRIMARY KEY (thread, namespace, checkpoint_id, task_id, place),
+    constraint checkpoint_writes_thread_fkey FOREIGN KEY (thread) REFERENCES exai.checkpoint_threads(id) ON DELETE CASCADE
+);
+alter table exai.checkpoint_writes enable row level security;
+
+create table exai.checkpoints (
+    thread uuid not null,
+    namespace text not null,
+    checkpoint_id text not null,
+    owner text not null,
+    parent_id text,
+    run_id text,
+    body_type text not null,
+    body bytea not null,
+    metadata_type text not null,
+    metadata bytea not null,
+    facts jsonb not null default '{}'::jsonb,
+    versions jsonb not null default '{}'::jsonb,
+    delta_channels text[] not null default '{}'::text[],
+    key_name text,
+    bound_to text,
+    created_at timestamp with time zone not null default now(),
+    constraint checkpoints_pkey PRIMARY KEY (thread, namespace, checkpoint_id),
+    constraint checkpoints_thread_fkey FOREIGN KEY (thread) REFERENCES exai.checkpoint_threads(id) ON DELETE CASCADE,
+    constraint checkpoints_facts_check CHECK ((jsonb_typeof(facts) = 'object'::text)),
+    constraint checkpoints_versions_check CHECK ((jsonb_typeof(versions) = 'object'::text))
+);
+alter table exai.checkpoints enable row level security;
+
+CREATE INDEX checkpoints_recent_idx ON exai.checkpoints USING btree (owner, checkpoint_id DESC, thread, namespace);
+
+CREATE INDEX checkpoints_run_idx ON exai.checkpoints USING btree (owner, run_id) WHERE (run_id IS NOT NULL);
+
+CREATE INDEX checkpoints_thread_idx ON exai.checkpoints USING btree (thread, checkpoint_id DESC, namespace);
+
 create table exai.content_texts (
     owner text not null,
     sha256 text not null,
@@ -148,6 +242,15 @@ create table exai.removed_conversations (
     constraint removed_conversations_pkey PRIMARY KEY (changed_xid, owner, continuation_id)
 );
 alter table exai.removed_conversations enable row level security;
+
+create table exai.removed_threads (
+    owner text not null,
+    thread_id text not null,
+    changed_xid xid8 not null default pg_current_xact_id(),
+    removed_at timestamp with time zone not null default now(),
+    constraint removed_threads_pkey PRIMARY KEY (changed_xid, owner, thread_id)
+);
+alter table exai.removed_threads enable row level security;
 
 create table exai.unindexed_messages (
     conversation_id uuid not null,
@@ -1053,6 +1156,44 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.change_thread_v1(p_owner text, p_thread_id text, p_ttl_s double precision, OUT thread exai.checkpoint_threads, OUT is_new boolean)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_found exai.checkpoint_threads;
+begin
+  loop
+    select t.* into v_found
+      from exai.checkpoint_threads t
+     where t.owner = p_owner and t.thread_id = p_thread_id
+       for update;
+    exit when found;
+    -- Purged between the two statements, or made by another call.
+    insert into exai.checkpoint_threads as t (owner, thread_id) values (p_owner, p_thread_id)
+    on conflict on constraint checkpoint_threads_owner_thread_key do nothing
+    returning t.* into v_found;
+    exit when found;
+  end loop;
+  is_new := v_found.revision = 0 or v_found.deleted_at is not null
+            or coalesce(v_found.expires_at <= clock_timestamp(), false);
+  if is_new and v_found.revision > 0 then
+    perform exai.clear_threads_v1(array[v_found.id]);
+    v_found.copied_from := '{}';
+    v_found.ttl_s := null;
+  end if;
+  update exai.checkpoint_threads t
+     set revision = t.revision + 1, changed_xid = pg_current_xact_id(), deleted_at = null,
+         updated_at = clock_timestamp(), copied_from = v_found.copied_from, ttl_s = coalesce(p_ttl_s, v_found.ttl_s),
+         expires_at = clock_timestamp() + make_interval(secs => coalesce(p_ttl_s, v_found.ttl_s))
+   where t.id = v_found.id
+  returning t.* into thread;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.check_patches_v1(p_owner text, p_metadata jsonb, p_revision bigint, p_header jsonb, OUT o_status text, OUT o_name text, OUT o_revision bigint)
  RETURNS record
  LANGUAGE plpgsql
@@ -1160,6 +1301,19 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.clear_threads_v1(p_threads uuid[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  delete from exai.checkpoint_writes w where w.thread = any(p_threads);
+  delete from exai.checkpoint_blobs b where b.thread = any(p_threads);
+  delete from exai.checkpoints c where c.thread = any(p_threads);
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.combine_terms_v1(p_terms tsquery[], p_level integer, p_most integer)
  RETURNS tsquery
  LANGUAGE plpgsql
@@ -1184,6 +1338,72 @@ begin
        cross join generate_series(c.last + 1, cardinality(p_terms)) i
        where c.number < p_level)
     select string_agg('(' || c.term || ')', ' | ')::tsquery from chosen c where c.number = p_level);
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.copy_thread_v1(p_owner text, p_source text, p_target text)
+ RETURNS TABLE(head text, is_taken boolean)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_source exai.checkpoint_threads;
+  v_target exai.checkpoint_threads;
+begin
+  -- In one order, so that two calls cannot wait for each other.
+  perform from exai.checkpoint_threads t
+    where t.owner = p_owner and t.thread_id = any(array[p_source, p_target]) order by t.id for update;
+  select t.* into v_source
+    from exai.checkpoint_threads t
+   where t.owner = p_owner and t.thread_id = p_source and t.deleted_at is null
+     and (t.expires_at is null or t.expires_at > clock_timestamp())
+     and exists (select from exai.checkpoints c where c.thread = t.id);
+  if not found or p_source = p_target then
+    return;
+  end if;
+  select t.* into v_target
+    from exai.checkpoint_threads t
+   where t.owner = p_owner and t.thread_id = p_target and t.deleted_at is null
+     and (t.expires_at is null or t.expires_at > clock_timestamp());
+  if exists (select from exai.checkpoints c
+              where c.thread = v_target.id
+                and not exists (select from exai.checkpoints s where s.thread = v_source.id and s.namespace = c.namespace
+                                                                 and s.checkpoint_id = c.checkpoint_id)) then
+    return query select exai.thread_head_v1(v_target), true;
+    return;
+  end if;
+  v_target := (select c.thread from exai.change_thread_v1(p_owner, p_target, v_source.ttl_s) c);
+  insert into exai.checkpoints as c (
+    thread, namespace, checkpoint_id, owner, parent_id, run_id, body_type, body, metadata_type, metadata, facts, versions,
+    delta_channels, key_name, bound_to, created_at)
+  select v_target.id, s.namespace, s.checkpoint_id, s.owner, s.parent_id, s.run_id, s.body_type, s.body, s.metadata_type,
+         s.metadata, s.facts, s.versions, s.delta_channels, s.key_name, coalesce(s.bound_to, p_source), s.created_at
+    from exai.checkpoints s
+   where s.thread = v_source.id
+  on conflict on constraint checkpoints_pkey do nothing;
+  insert into exai.checkpoint_blobs as b (
+    thread, namespace, channel, version, value_type, value, key_name, bound_to, created_at)
+  select v_target.id, s.namespace, s.channel, s.version, s.value_type, s.value, s.key_name,
+         coalesce(s.bound_to, p_source), s.created_at
+    from exai.checkpoint_blobs s
+   where s.thread = v_source.id
+  on conflict on constraint checkpoint_blobs_pkey do nothing;
+  insert into exai.checkpoint_writes as w (
+    thread, namespace, checkpoint_id, task_id, place, task_path, channel, value_type, value, key_name, bound_to, created_at)
+  select v_target.id, s.namespace, s.checkpoint_id, s.task_id, s.place, s.task_path, s.channel, s.value_type, s.value,
+         s.key_name, coalesce(s.bound_to, p_source), s.created_at
+    from exai.checkpoint_writes s
+   where s.thread = v_source.id
+  on conflict on constraint checkpoint_writes_pkey do nothing;
+  update exai.checkpoint_threads t
+     set copied_from = array(select distinct f.name from unnest(t.copied_from || v_source.copied_from || p_source) f(name)
+                              where f.name <> p_target order by 1)
+   where t.id = v_target.id
+  returning t.* into v_target;
+  return query select exai.thread_head_v1(v_target), false;
 end
 $function$
 ;
@@ -1294,6 +1514,39 @@ begin
   o_excerpt := substr(v_text, v_at, c_window);
   o_cut_before := v_at > 1;
   o_cut_after := v_at + c_window <= v_length;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.expire_threads_v1(p_owner text, p_idle_s double precision, p_but text[], p_limit integer)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_threads uuid[];
+begin
+  if p_idle_s is null then
+    v_threads := array(
+      select t.id from exai.checkpoint_threads t
+       where t.expires_at <= now() and t.deleted_at is null
+       order by t.id
+       limit p_limit
+         for update skip locked);
+  else
+    v_threads := array(
+      select t.id from exai.checkpoint_threads t
+       where t.updated_at < now() - make_interval(secs => p_idle_s) and t.expires_at is null and t.deleted_at is null
+         and (p_owner is null or t.owner = p_owner) and t.owner <> all(p_but)
+       order by t.updated_at
+       limit p_limit
+         for update skip locked);
+  end if;
+  perform exai.clear_threads_v1(v_threads);
+  update exai.checkpoint_threads t
+     set revision = t.revision + 1, changed_xid = pg_current_xact_id(), deleted_at = now(), updated_at = now()
+   where t.id = any(v_threads);
+  return cardinality(v_threads);
 end
 $function$
 ;
@@ -2520,6 +2773,19 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.note_thread_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  insert into exai.removed_threads (owner, thread_id) values (old.owner, old.thread_id) on conflict do nothing;
+  return null;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.note_truncation_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -2684,6 +2950,75 @@ select case when p_content ~ E'^\x01\\$exai1\\$[a-z0-9_-]{1,32}\\$[A-Za-z0-9+/]+
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.prune_threads_v1(p_owner text, p_thread_ids text[], p_keep boolean, p_runs text[])
+ RETURNS TABLE(head text)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_threads constant uuid[] := array(
+    select t.id from exai.checkpoint_threads t
+     where t.owner = p_owner and t.deleted_at is null
+       and case when p_runs is null then t.thread_id = any(p_thread_ids)
+                else t.id in (select c.thread from exai.checkpoints c where c.owner = p_owner and c.run_id = any(p_runs)) end
+     order by t.id
+       for update);
+begin
+  if p_keep or p_runs is not null then
+    perform exai.sweep_threads_v1(v_threads, p_runs);
+  else
+    perform exai.clear_threads_v1(v_threads);
+  end if;
+  return query
+    update exai.checkpoint_threads t
+       set revision = t.revision + 1, changed_xid = pg_current_xact_id(), updated_at = clock_timestamp(),
+           deleted_at = case when not p_keep and p_runs is null then clock_timestamp() end
+     where t.id = any(v_threads)
+    returning exai.thread_head_v1(t);
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.put_checkpoint_v1(p_owner text, p_thread_id text, p_ttl_s double precision, p_checkpoint jsonb, p_body bytea, p_metadata bytea, p_channels text[], p_versions text[], p_types text[], p_values bytea[])
+ RETURNS TABLE(head text, is_new boolean, stored bigint)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_changed record;
+  v_thread exai.checkpoint_threads;
+  v_namespace constant text := p_checkpoint ->> 'namespace';
+  v_key_name constant text := p_checkpoint ->> 'key_name';
+  v_stored bigint;
+begin
+  select c.thread, c.is_new into v_changed from exai.change_thread_v1(p_owner, p_thread_id, p_ttl_s) c;
+  v_thread := v_changed.thread;
+  insert into exai.checkpoint_blobs as b (thread, namespace, channel, version, value_type, value, key_name)
+  select v_thread.id, v_namespace, g.channel, g.version, g.type, g.value, v_key_name
+    from unnest(p_channels, p_versions, p_types, p_values) g(channel, version, type, value)
+  on conflict on constraint checkpoint_blobs_pkey do nothing;
+  get diagnostics v_stored = row_count;
+  insert into exai.checkpoints as c (
+    thread, namespace, checkpoint_id, owner, parent_id, run_id, body_type, body, metadata_type, metadata, facts, versions,
+    delta_channels, key_name)
+  values (
+    v_thread.id, v_namespace, p_checkpoint ->> 'checkpoint_id', p_owner, p_checkpoint ->> 'parent_id',
+    p_checkpoint ->> 'run_id', p_checkpoint ->> 'body_type', p_body, p_checkpoint ->> 'metadata_type', p_metadata,
+    p_checkpoint -> 'facts', p_checkpoint -> 'versions',
+    array(select jsonb_array_elements_text(p_checkpoint -> 'delta_channels')), v_key_name)
+  on conflict on constraint checkpoints_pkey do update
+     set parent_id = excluded.parent_id, run_id = excluded.run_id, body_type = excluded.body_type, body = excluded.body,
+         metadata_type = excluded.metadata_type, metadata = excluded.metadata, facts = excluded.facts,
+         versions = excluded.versions, delta_channels = excluded.delta_channels, key_name = excluded.key_name,
+         bound_to = null;
+  return query select exai.thread_head_v1(v_thread), v_changed.is_new, v_stored;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, storage_path text, created boolean)
  LANGUAGE plpgsql
@@ -2787,6 +3122,34 @@ begin
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.put_writes_v1(p_owner text, p_thread_id text, p_ttl_s double precision, p_namespace text, p_checkpoint_id text, p_task_id text, p_task_path text, p_replace boolean, p_key_name text, p_places integer[], p_channels text[], p_types text[], p_values bytea[])
+ RETURNS TABLE(head text, is_new boolean, stored bigint)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_changed record;
+  v_thread exai.checkpoint_threads;
+  v_stored bigint;
+begin
+  select c.thread, c.is_new into v_changed from exai.change_thread_v1(p_owner, p_thread_id, p_ttl_s) c;
+  v_thread := v_changed.thread;
+  insert into exai.checkpoint_writes as w (
+    thread, namespace, checkpoint_id, task_id, place, task_path, channel, value_type, value, key_name)
+  select v_thread.id, p_namespace, p_checkpoint_id, p_task_id, g.place, p_task_path, g.channel, g.type, g.value, p_key_name
+    from unnest(p_places, p_channels, p_types, p_values) g(place, channel, type, value)
+  on conflict on constraint checkpoint_writes_pkey do update
+     set task_path = excluded.task_path, channel = excluded.channel, value_type = excluded.value_type,
+         value = excluded.value, key_name = excluded.key_name, bound_to = null
+   where p_replace;
+  get diagnostics v_stored = row_count;
+  return query select exai.thread_head_v1(v_thread), v_changed.is_new, v_stored;
 end
 $function$
 ;
@@ -4449,6 +4812,75 @@ begin
   get diagnostics v_blobs = row_count;
   return query select v_contents, v_blobs;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.sweep_threads_v1(p_threads uuid[], p_runs text[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  with recursive heads as (
+    select distinct on (c.thread, c.namespace)
+           c.thread, c.namespace, c.checkpoint_id, c.parent_id, c.versions, c.delta_channels
+      from exai.checkpoints c
+     where c.thread = any(p_threads) and p_runs is null
+     order by c.thread, c.namespace, c.checkpoint_id desc),
+  kept(thread, namespace, checkpoint_id, parent_id, missing) as (
+    select h.thread, h.namespace, h.checkpoint_id, h.parent_id,
+           array(select m.channel from unnest(h.delta_channels) m(channel)
+                  where not exists (select from exai.checkpoint_blobs b
+                                     where b.thread = h.thread and b.namespace = h.namespace and b.channel = m.channel
+                                       and b.version = h.versions ->> m.channel and b.value_type <> 'empty'))
+      from heads h
+    union all
+    select c.thread, c.namespace, c.checkpoint_id, c.parent_id,
+           array(select m.channel from unnest(k.missing) m(channel)
+                  where not exists (select from exai.checkpoint_blobs b
+                                     where b.thread = c.thread and b.namespace = c.namespace and b.channel = m.channel
+                                       and b.version = c.versions ->> m.channel and b.value_type <> 'empty'))
+      from kept k
+      join exai.checkpoints c
+        on c.thread = k.thread and c.namespace = k.namespace and c.checkpoint_id = k.parent_id
+     where cardinality(k.missing) > 0),
+  gone as (
+    delete from exai.checkpoints c
+     where c.thread = any(p_threads)
+       and case when p_runs is null
+                then not exists (select from kept k where k.thread = c.thread and k.namespace = c.namespace
+                                                      and k.checkpoint_id = c.checkpoint_id)
+                else c.run_id = any(p_runs) end
+    returning c.thread, c.namespace, c.checkpoint_id)
+  delete from exai.checkpoint_writes w
+   using gone g
+   where w.thread = g.thread and w.namespace = g.namespace and w.checkpoint_id = g.checkpoint_id;
+  if p_runs is null then
+    update exai.checkpoints c
+       set parent_id = null
+     where c.thread = any(p_threads) and c.parent_id is not null
+       and not exists (select from exai.checkpoints p where p.thread = c.thread and p.namespace = c.namespace
+                                                        and p.checkpoint_id = c.parent_id);
+  end if;
+  delete from exai.checkpoint_blobs b
+   where b.thread = any(p_threads)
+     and not exists (select from exai.checkpoints c
+                      where c.thread = b.thread and c.namespace = b.namespace and c.versions ->> b.channel = b.version);
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.thread_head_v1(p_thread exai.checkpoint_threads)
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select jsonb_build_object(
+  'id', (p_thread).id, 'thread_id', (p_thread).thread_id, 'revision', (p_thread).revision,
+  'copied_from', (p_thread).copied_from, 'ttl_s', (p_thread).ttl_s,
+  'expires_at', extract(epoch from (p_thread).expires_at), 'is_deleted', (p_thread).deleted_at is not null,
+  'server_epoch', exai.server_epoch_v1())::text
 $function$
 ;
 

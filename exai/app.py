@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from exai.backends import Backends, open_backends
 from exai.background import running
 from exai.cache.conversations import ConversationCache
+from exai.checkpoints import CheckpointStore
 from exai.conversations import ChatService, ConversationStore, Transfer
 from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.indexing import Indexing
@@ -31,6 +32,7 @@ from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.similar import similar_answers
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.answers import AnswerRepository
+from exai.db.checkpoints.repository import CheckpointRepository
 from exai.db.documents import DocumentRepository
 from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
@@ -74,6 +76,7 @@ class App:
     ledger: Ledger
     notices: Notices
     files: FileService
+    checkpoints: CheckpointStore
     sources: SourceReader
     workflows: WorkflowService
     consensus: ConsensusService
@@ -142,15 +145,19 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     panel_turns = PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers, budgets=budgets)
     choice = PanelChoice(providers, settings.providers.panel, settings.providers.arbiter)
     poller = ChangePoller(opened.repository, notices, recorder)
+    checkpoints = CheckpointRepository(database)
     app = App(
         settings=settings,
         chat=chat,
         conversations=conversations,
         transfer=Transfer(TransferRepository(database), publisher, limits, files, large),
-        maintenance=Maintenance(curation, indexing, answer_repository, settings.answers, settings.retention),
+        maintenance=Maintenance(
+            curation, indexing, answer_repository, settings.answers, settings.retention, checkpoints=checkpoints
+        ),
         ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
         notices=notices,
         files=files,
+        checkpoints=CheckpointStore(checkpoints, cache, entry_max_bytes=settings.cache.entry_max_bytes),
         sources=sources,
         workflows=WorkflowService(chat, conversations, providers, sources=sources, documents=documents, limits=limits),
         consensus=ConsensusService(panel_turns, providers, attachments, sources, choice, large=large, limits=limits),

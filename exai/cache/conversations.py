@@ -45,6 +45,7 @@ from exai.cache.entry import (
     decode_entry,
     encode_change,
     encode_entry,
+    same_page,
 )
 from exai.cache.erasing import CacheErasure
 from exai.cache.min_revisions import MinRevisions
@@ -58,7 +59,7 @@ from exai.cache.redis.faults import CacheAway
 from exai.cache.redis.scripts import Scripts, load_scripts
 from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
-from exai.cache.verification import Verifier
+from exai.cache.verification import Same, Verifier
 from exai.encryption.codec import PLAIN, Codec
 from exai.errors import CacheError
 from exai.models import PAGE_MESSAGES, Commit, ConversationKey, Recorder, Source
@@ -116,13 +117,19 @@ class ConversationCache:
         self.erasure = CacheErasure(client)
 
     async def read_through(
-        self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION, is_long: bool = False
+        self,
+        key: ConversationKey,
+        load: Load,
+        *,
+        min_revision: int = ANY_REVISION,
+        is_long: bool = False,
+        is_same: Same = same_page,
     ) -> tuple[Hit | Loaded, Source]:
         """Return the newest page from the cache, else from one `load` that concurrent callers share.
 
-        With `is_long`, `load` reads more than the newest page, and only such callers share it. A hit costs 1 Redis
-        round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the errors of `load`,
-        and `DeadlineExceeded`.
+        With `is_long`, `load` reads more than the newest page, and only such callers share it. `is_same` compares a hit
+        with a load. A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second one.
+        Raises the errors of `load`, and `DeadlineExceeded`.
         """
         flights = self._long_flights if is_long else self._flights
         found = await self.read(key, min_revision=min_revision)
@@ -136,7 +143,7 @@ class ConversationCache:
             found = await self.read(key, min_revision=min_revision)
         match found:
             case Hit():
-                self._verifier.sample(key, found, load)
+                self._verifier.sample(key, found, load, is_same)
                 return found, "cache"
             case Miss():
                 after = functools.partial(self._fill_or_release, key, found)

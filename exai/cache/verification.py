@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from exai.cache.entry import same_page
+from exai.cache.entry import Shown, same_page
 from exai.cache.records import CacheLookup, Hit, Load, Loaded, Miss
 from exai.errors import ExaiError, NotFound
 from exai.models import ConversationKey, Recorder
@@ -23,6 +23,7 @@ CHECK_MARGIN: Final = 1.5
 """Time between the two comparisons, in staleness bounds."""
 
 Read: TypeAlias = Callable[[ConversationKey], Awaitable[CacheLookup]]
+Same: TypeAlias = Callable[[Shown, Shown], bool]
 Release: TypeAlias = Callable[[ConversationKey, Miss], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
@@ -38,17 +39,19 @@ class Verifier:
         self._settings, self._recorder, self._rand = settings, recorder, rand
         self._checking: asyncio.Task[None] | None = None
 
-    def sample(self, key: ConversationKey, hit: Hit, load: Load) -> None:
-        """Compare one in `verify_one_in` hits with the database, in a background task, one at a time."""
+    def sample(self, key: ConversationKey, hit: Hit, load: Load, is_same: Same = same_page) -> None:
+        """Compare one in `verify_one_in` hits with the database by `is_same`, in a background task, one at a time."""
         one_in = self._settings.verify_one_in
         idle = self._checking is None or self._checking.done()
         if one_in and idle and self._rand() * one_in < 1:
-            self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
+            self._checking = asyncio.create_task(
+                self._compare(key, hit, load, is_same), name="cache-check", context=Context()
+            )
 
-    async def _compare(self, key: ConversationKey, hit: Hit, load: Load) -> None:
+    async def _compare(self, key: ConversationKey, hit: Hit, load: Load, is_same: Same) -> None:
         """Count the check, and count and log the hit if it was stale."""
         try:
-            reason = await self._stale_reason(key, hit, load)
+            reason = await self._stale_reason(key, hit, load, is_same)
         except ExaiError:
             # The database is unavailable, which its own metrics report.
             return
@@ -57,13 +60,13 @@ class Verifier:
             self._recorder.count("cache_stale_total", reason=reason)
             log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
 
-    async def _stale_reason(self, key: ConversationKey, hit: Hit, load: Load) -> str | None:
+    async def _stale_reason(self, key: ConversationKey, hit: Hit, load: Load, is_same: Same) -> str | None:
         """Return how a hit differs from the database, None if it agrees.
 
         A difference counts only if it persists for more than one bound, since staleness within the bound is allowed.
         """
         then = await _load(load)
-        if _difference(hit, then) is None:
+        if _difference(hit, then, is_same) is None:
             return None
         await asyncio.sleep(self._settings.max_staleness_s * CHECK_MARGIN)
         again = await self._read(key)
@@ -77,7 +80,7 @@ class Verifier:
         least = then.conversation.revision if then is not None and is_there else hit.revision + 1
         if again.conversation.id == hit.conversation.id and again.revision < least:
             return "old"
-        reason = _difference(again, await _load(load))
+        reason = _difference(again, await _load(load), is_same)
         return None if reason == "old" else reason
 
     async def close(self) -> None:
@@ -95,11 +98,11 @@ async def _load(load: Load) -> Loaded | None:
         return None
 
 
-def _difference(hit: Hit, loaded: Loaded | None) -> str | None:
+def _difference(hit: Hit, loaded: Loaded | None, is_same: Same) -> str | None:
     """Return how a hit differs from the database: "old", "ahead", or "differs" at the same revision; None if equal."""
     if loaded is None or loaded.conversation.id != hit.conversation.id:
         return "old"
     if loaded.conversation.revision != hit.revision:
         return "ahead" if loaded.conversation.revision < hit.revision else "old"
-    is_same = same_page((hit.conversation, hit.messages), (loaded.conversation, loaded.messages))
-    return None if is_same else "differs"
+    shown = (hit.conversation, hit.messages), (loaded.conversation, loaded.messages)
+    return None if is_same(*shown) else "differs"

@@ -44,16 +44,17 @@ def prune(options: argparse.Namespace) -> int:
 
 async def _prune(settings: Settings, idle_days: float | None, *, is_rehearsal: bool) -> str:
     async with open_app(settings) as app:
-        marked = 0
+        marked = threads = 0
         if is_rehearsal:
             conversations, marked = await app.maintenance.rehearse(idle_days=idle_days)
+            threads = await app.maintenance.rehearse_threads(idle_days=idle_days)
             swept = await sweep(app.files, is_rehearsal=True)
         else:
             async with recorded_run(app.history.insert, "prune") as figures:
                 conversations = figures["conversations"] = await app.maintenance.prune(idle_days=idle_days)
                 swept = await sweep(app.files, is_rehearsal=False)
                 figures["files"], figures["contents"] = swept.orphans, swept.unused.contents
-    summary = _rehearsed(swept, conversations, marked) if is_rehearsal else _summary(swept, conversations)
+    summary = _rehearsed(swept, conversations, marked, threads) if is_rehearsal else _summary(swept, conversations)
     return "\n".join([summary, *_named(swept.missing, app.files.blobs.private)])
 
 
@@ -62,11 +63,12 @@ def _summary(swept: Swept, conversations: int) -> str:
     return f"removed {conversations:,} deleted conversations, {unused} contents"
 
 
-def _rehearsed(swept: Swept, conversations: int, marked: int) -> str:
+def _rehearsed(swept: Swept, conversations: int, marked: int, threads: int) -> str:
     return (
         f"would remove {swept.orphans:,} orphaned files and the bytes of {swept.unused.contents:,} contents "
         f"({swept.unused.size_bytes:,} bytes), and {conversations:,} conversations that were deleted a week ago; would "
-        f"delete {marked:,} idle or expired ones, which can be restored for a week"
+        f"delete {marked:,} idle or expired ones, which can be restored for a week, and the checkpoints of "
+        f"{threads:,} idle or expired threads"
     )
 
 

@@ -126,7 +126,7 @@ class ChangePoller:
         self._since, self._server_epoch, self._looked_at = changes.xmin, changes.server_epoch, now
         for each in changes.changed if is_wanted else ():
             # A removed conversation was announced when it was marked as deleted.
-            if each.revision is not None:
+            if each.revision is not None and not each.is_thread:
                 key = ConversationKey(each.owner, each.continuation_id)
                 self._notices.notify(key, each.revision, is_listed=each.is_listed)
 

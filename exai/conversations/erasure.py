@@ -80,7 +80,7 @@ class Erasure:
         if not self._cache.erasure.is_on:
             return "no cache is configured for this command"
         try:
-            await self._cache.erasure.erase(owner, rows.conversations)
+            await self._cache.erasure.erase(owner, [*rows.conversations, *rows.threads])
         except CacheError as error:
             return str(error)
         await self._repository.forget(owner, names)

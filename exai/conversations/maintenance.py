@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from exai.conversations.indexing import Indexing
 from exai.db.answers import AnswerRepository
+from exai.db.checkpoints.repository import CheckpointRepository
 from exai.db.lifecycle import BATCH, DAY_S, CurationRepository
 from exai.models import Owner
 from exai.settings.load import AnswerSettings, RetentionSettings
@@ -25,14 +26,18 @@ class Maintenance:
         answers: AnswerRepository,
         settings: AnswerSettings,
         retention: RetentionSettings,
+        *,
+        checkpoints: CheckpointRepository,
     ) -> None:
         self._repository, self._indexing, self._retention = repository, indexing, retention
+        self._checkpoints = checkpoints
         self._answers, self._answers_age_s = answers, settings.ttl_hours * 3_600
 
     async def prune(self, *, idle_days: float | None = None) -> int:
         """Purge conversations deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
 
-        Expired answers of the answer cache are removed. Returns the number of purged conversations. Used by
+        Threads of checkpoints that are idle, or whose time has come, are removed at once. Expired answers of the answer
+        cache are removed. Returns the number of purged conversations. Used by
         `exai prune`; every step is one bounded statement.
         Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
@@ -42,6 +47,7 @@ class Maintenance:
         if idle_days is not None:
             while await self._repository.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
                 pass
+            await _all(functools.partial(self._checkpoints.expire, idle_s=idle_days * DAY_S))
         removed = 0
         while (batch := await self._repository.purge()) > 0:
             removed += batch
@@ -65,8 +71,21 @@ class Maintenance:
             marked += await self._repository.count_idle(None, idle_s=shortest * DAY_S, but=but)
         return await self._repository.count_purgeable(), marked
 
+    async def rehearse_threads(self, *, idle_days: float | None = None) -> int:
+        """Return the number of threads whose checkpoints `prune` would remove; changes nothing."""
+        number = await self._checkpoints.count_expiring()
+        for owner, days in self._retention.owners.items():
+            if (shortest := _shortest(days or None, idle_days)) is not None:
+                number += await self._checkpoints.count_expiring(Owner(owner), idle_s=shortest * DAY_S)
+        if (shortest := _shortest(self._retention.idle_days, idle_days)) is not None:
+            but = [Owner(owner) for owner in self._retention.owners]
+            number += await self._checkpoints.count_expiring(idle_s=shortest * DAY_S, but=but)
+        return number
+
     async def expire(self) -> int:
         """Mark conversations as deleted whose own time, or that of the settings, has come; return their number.
+
+        Checkpoints of such threads are removed.
 
         Every step is one bounded statement. Raises `DatabaseError`.
         """
@@ -79,7 +98,20 @@ class Maintenance:
             but = [Owner(owner) for owner in self._retention.owners]
             idle_s = self._retention.idle_days * DAY_S
             marked += await _all(functools.partial(self._repository.expire_idle, None, idle_s=idle_s, but=but))
+        await self._expire_threads()
         return marked
+
+    async def _expire_threads(self) -> None:
+        """Remove checkpoints of threads whose own time, or that of the settings, has come."""
+        await _all(self._checkpoints.expire)
+        for owner, days in self._retention.owners.items():
+            if days:
+                await _all(functools.partial(self._checkpoints.expire, Owner(owner), idle_s=days * DAY_S))
+        if self._retention.idle_days is not None:
+            but = [Owner(owner) for owner in self._retention.owners]
+            idle_s = self._retention.idle_days * DAY_S
+            await _all(functools.partial(self._checkpoints.expire, None, idle_s=idle_s, but=but))
+        await _all(self._checkpoints.purge)
 
     async def retain(self) -> tuple[int, int]:
         """Do what daemons do about retention; return how many conversations were marked, and how many removed.

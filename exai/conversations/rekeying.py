@@ -15,6 +15,7 @@ from exai.cache.erasing import CacheErasure
 from exai.conversations.maintenance import Maintenance
 from exai.db.driver.pool import Database
 from exai.db.rekey import FIRST, RekeyBatch, RekeyRepository, RowKey
+from exai.db.rekey_checkpoints import CheckpointRekeyRepository
 from exai.db.rekey_contents import FIRST_CONTENT, FIRST_FILE, FIRST_LINK, ContentRekeyRepository
 from exai.errors import CacheError
 from exai.files.rekeying import ContentRekeying
@@ -67,6 +68,7 @@ class Rekeying:
             *((*contents, documents) if database.codec.is_on else (documents, *contents)),
             (texts.names, FIRST_FILE),
             (texts.sources, FIRST_LINK),
+            *CheckpointRekeyRepository(database).works,
         )
 
     async def run(self, newest: str | None, on_batch: OnBatch, *, is_rehearsal: bool = False) -> Rekeyed:

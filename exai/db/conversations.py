@@ -63,6 +63,7 @@ from exai.models import (
     TurnId,
 )
 from exai.pages import JOINT, decode_page
+from exai.threads import thread_key
 
 ListOrder = Literal["updated", "created"]
 
@@ -334,16 +335,21 @@ class ConversationRepository:
         return ConversationPage(found, next_cursor, order, ascending)
 
     async def changes(self, since_xmin: str | None) -> Changes:
-        """Return the current snapshot, and the conversations changed by transactions not visible to `since_xmin`'s."""
+        """Return the current snapshot, and what was changed by transactions not visible to `since_xmin`'s."""
         rows = await self._database.fetch("changes", since_xmin, CHANGES_LIMIT + 1)
         changed = tuple(
-            ConversationChange(
-                Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"]
-            )
+            ConversationChange(*_key_of(row), row["revision"], row["listed"], is_thread=row["thread_id"] is not None)
             for row in rows[1:]
         )
         truncated = len(changed) > CHANGES_LIMIT
         return Changes(rows[0]["xmin"], rows[0]["server_epoch"], changed[:CHANGES_LIMIT], truncated)
+
+
+def _key_of(row: Record) -> ConversationKey:
+    owner = Owner(row["owner"])
+    if row["thread_id"] is not None:
+        return thread_key(owner, row["thread_id"])
+    return ConversationKey(owner, ContinuationId(row["continuation_id"]))
 
 
 def _cut(message: Message, char_offset: int, budget_bytes: int) -> tuple[tuple[Message, ...], ContentPart | None]:

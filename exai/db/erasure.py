@@ -20,6 +20,7 @@ from exai.db.driver.connections import OneTrip
 from exai.db.driver.pool import Database, connect
 from exai.db.driver.session import WITHIN, encoded
 from exai.models import ContinuationId, ConversationKey, Owner
+from exai.threads import thread_key
 
 KEPT: Final = frozenset({"exai.purged_turns"})
 """What a conversation has cost stays in the reports and budgets of its owner, without its texts and name."""
@@ -36,7 +37,7 @@ TABLES: Final = {
 }
 
 HISTORY: Final = ("erase_events", "erase_minutes", "erase_hours")
-REMOVALS: Final = "exai.removed_conversations"
+REMOVALS: Final = frozenset({"exai.removed_conversations", "exai.removed_threads"})
 """Caches drop entries by these rows, so they are removed last."""
 
 
@@ -54,12 +55,13 @@ class ErasedContent:
 class ErasedRows:
     """What was removed: rows by table, conversations, and contents whose bytes are outside the database.
 
-    `former` are those of the conversations that had the name before, or were cut from the one that has it, and were
-    deleted.
+    `threads` are those of checkpoints, by their keys in caches. `former` are those of the conversations that had the
+    name before, or were cut from the one that has it, and were deleted.
     """
 
     conversations: list[ConversationKey] = field(default_factory=list)
     former: list[ContinuationId] = field(default_factory=list)
+    threads: list[ConversationKey] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     contents: list[ErasedContent] = field(default_factory=list)
     files: int = 0
@@ -94,6 +96,9 @@ class ErasureRepository:
             ]
             erased.former = [ContinuationId(row["continuation_id"]) for row in found if row["is_former"]]
             files = await connection.fetch(statement("erasure_files"), owner, None if name is None else ids)
+            if name is None:
+                threads = await connection.fetch(statement("erasure_threads"), owner)
+                erased.threads = [thread_key(owner, row["thread_id"]) for row in threads]
             await self._remove(connection, erased, owner, ids, whole=name is None)
             await self._remove_files(connection, erased, owner, [row["id"] for row in files])
             yield erased
@@ -119,7 +124,7 @@ class ErasureRepository:
         """Remove the rows of conversations and, if `whole`, all others of the owner."""
         columns = ["owner", "conversation_id"] if whole else ["conversation_id", "continuation_id"]
         tables = await connection.fetch(statement("erasure_tables"), list(public_tables()), columns)
-        chosen = [table for table in tables if table["name"] != REMOVALS and (whole or table["name"] not in KEPT)]
+        chosen = [table for table in tables if table["name"] not in REMOVALS and (whole or table["name"] not in KEPT)]
         names = [key.continuation_id for key in erased.conversations]
         values = {"owner": (owner,), "conversation_id": (ids,), "continuation_id": (owner, names)}
         for table in chosen:

@@ -317,7 +317,7 @@ class TurnFinished:
 
 @dataclass(frozen=True, slots=True)
 class ConversationChange:
-    """A changed conversation; `revision` is None if it was removed.
+    """A changed conversation, or thread of checkpoints; `revision` is None if it was removed.
 
     `is_listed` states that the list of conversations changed: it is new, or one of its last two changes was an edit.
     """
@@ -326,6 +326,7 @@ class ConversationChange:
     continuation_id: ContinuationId
     revision: int | None
     is_listed: bool
+    is_thread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

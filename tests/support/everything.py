@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from exai.db.answers import AnswerPlace, AnswerRepository, Question
+from exai.db.checkpoints.repository import CheckpointRepository
 from exai.db.conversations import ConversationRepository
 from exai.db.documents import DocumentRepository, StoredText
 from exai.db.driver.pool import Database
@@ -20,6 +21,7 @@ from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.db.turns import TurnRepository
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, NewMessage, TurnId
+from tests.support.checkpoints import checkpoint, task_writes
 from tests.support.database import appending, beginning, contents_of, ending, new_id, once
 
 
@@ -56,6 +58,7 @@ async def use(database: Database) -> None:
     assert imported.status == "stored"
     await search.index()
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words"), limit=5)).hits
+    await use_checkpoints(CheckpointRepository(database))
     labels: dict[str, Any] = {"tags": ("a", "b"), "metadata": {"k": 1}}
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", **labels), limit=5)).hits
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
@@ -88,6 +91,33 @@ async def use(database: Database) -> None:
     await curation.purge(after_s=0)
     await curation.expire_idle(None, idle_s=3_600)
     await curation.prune_removed(after_s=0)
+
+
+async def use_checkpoints(repository: CheckpointRepository) -> None:
+    """Put, read, list, copy, prune and expire."""
+    await repository.put(LOCAL_OWNER, checkpoint("1"), 60.0)
+    await repository.put(LOCAL_OWNER, checkpoint("2", version="2", parent_id="1", run_id="run"), None)
+    at = ("thread", "", "1")
+    await repository.put_writes(LOCAL_OWNER, at, task_writes("x", "messages"), replaces=True, ttl_s=None)
+    newest = await repository.read(LOCAL_OWNER, "thread", "", None)
+    assert newest is not None
+    assert newest.checkpoint is not None
+    facts = {"source": "a value"}
+    page = await repository.list(
+        LOCAL_OWNER,
+        thread_id="thread", namespace="", checkpoint_id=None, facts=facts, before="9", limit=1, cursor=None,
+    )  # fmt: skip
+    assert len(page.checkpoints) == 1
+    [history] = await repository.ancestry(LOCAL_OWNER, ("thread", "", "2"), ["messages"])
+    assert history.value is not None
+    assert (await repository.copy(LOCAL_OWNER, "thread", "copy"))[0] is not None
+    assert len(await repository.prune(LOCAL_OWNER, ["thread"], keeps_newest=True)) == 1
+    assert len(await repository.prune(LOCAL_OWNER, (), keeps_newest=False, runs=["run"])) == 2
+    assert await repository.extend(LOCAL_OWNER, "copy", 0.000_001) is not None
+    await repository.count_expiring(idle_s=1_000)
+    assert await repository.expire() == 1
+    await repository.expire(LOCAL_OWNER, idle_s=1_000)
+    await repository.purge(after_s=0)
 
 
 def importing(name: str, *contents: str) -> ImportBatch:

@@ -21,6 +21,7 @@ NOT_COPIED: Final[Mapping[str, str]] = {
     "exai.blobs": "bytes are stored beside the tables, once for all stores",
     "exai.blob_parts": "as exai.blobs",
     "exai.removed_conversations": "is for the caches of this database",
+    "exai.removed_threads": "as exai.removed_conversations",
 }
 
 _PUBLIC: Final = re.compile(r"^create table public\.(\w+)", re.MULTILINE)

@@ -151,12 +151,13 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
 
 -- name: changes
 -- repeat: read
--- The changes since the start of a snapshot, for caches and listeners: one row of this snapshot, then conversations
--- (null revision: removed), the latest changes if there are more than the limit. By conversations_changed_idx. The list
--- of conversations changed if one is new, gone, or one of its last two changes was an edit. Transaction ids that the
--- server has not assigned yet come from another server (a restored dump) and are not changes here. Without a start, only
--- the snapshot is returned.
--- The time at which statistics were reset indicates a recovery; from Postgres 15 on server_epoch_v1 includes it.
+-- The changes since the start of a snapshot, for caches and listeners: one row of this snapshot, then conversations and
+-- threads (null revision: removed), the latest changes if there are more than the limit. By conversations_changed_idx,
+-- checkpoint_threads_changed_idx and primary keys. The list of conversations changed if one is new, gone, or one of its
+-- last two changes was an edit. Transaction ids that the server has not assigned yet come from another server (a restored
+-- dump) and are not changes here. Without a start, only the snapshot is returned.
+-- The time at which statistics were reset indicates a recovery; from Postgres 15 on server_epoch_v1 includes it. A new
+-- file of the table of threads indicates its truncation.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax),
@@ -170,14 +171,34 @@ removed as (
   select r.owner, r.continuation_id
     from exai.removed_conversations r
    where r.changed_xid >= $1::text::xid8 and r.changed_xid < (select s.xmax from snapshot s)
+   limit $2::integer),
+threads as (
+  select t.owner, t.thread_id, t.revision
+    from exai.checkpoint_threads t
+   where t.changed_xid >= $1::text::xid8 and t.changed_xid < (select s.xmax from snapshot s)
+   order by t.changed_xid desc
+   limit $2::integer),
+removed_threads as (
+  select r.owner, r.thread_id
+    from exai.removed_threads r
+   where r.changed_xid >= $1::text::xid8 and r.changed_xid < (select s.xmax from snapshot s)
    limit $2::integer)
 select s.xmin::text as xmin,
        pg_catalog.concat_ws(' ', exai.server_epoch_v1(),
-                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as server_epoch,
-       null::text as owner, null::text as continuation_id, null::bigint as revision, null::boolean as listed
+                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()),
+                            pg_catalog.pg_relation_filenode('exai.checkpoint_threads'::regclass))::text as server_epoch,
+       null::text as owner, null::text as continuation_id, null::text as thread_id, null::bigint as revision,
+       null::boolean as listed
   from snapshot s
 union all
-select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint, c.listed::boolean
+select null::text, null::text, c.owner::text, c.continuation_id::text, null::text, c.revision::bigint, c.listed::boolean
   from changed c
 union all
-select null::text, null::text, r.owner::text, r.continuation_id::text, null::bigint, true::boolean from removed r;
+select null::text, null::text, r.owner::text, r.continuation_id::text, null::text, null::bigint, true::boolean
+  from removed r
+union all
+select null::text, null::text, t.owner::text, null::text, t.thread_id::text, t.revision::bigint, false::boolean
+  from threads t
+union all
+select null::text, null::text, r.owner::text, null::text, r.thread_id::text, null::bigint, false::boolean
+  from removed_threads r;

@@ -130,12 +130,17 @@ select pg_catalog.count(*)::bigint as marked
 
 -- name: prune_removed
 -- repeat: keyed
--- Deletes the records of removed conversations once no cache can contain them any more.
+-- Deletes the records of removed conversations and threads once no cache can contain them any more.
 with gone as (
   delete from exai.removed_conversations r
    where r.removed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)
+  returning 1),
+threads as (
+  delete from exai.removed_threads r
+   where r.removed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)
   returning 1)
-select pg_catalog.count(*)::bigint as removed from gone;
+select ((select pg_catalog.count(*) from gone) operator(pg_catalog.+) (select pg_catalog.count(*) from threads))::bigint
+       as removed;
 
 -- name: read_forward
 -- repeat: read

@@ -52,6 +52,16 @@ select f.id::text as id
  order by f.id
    for update;
 
+-- name: erasure_threads
+-- repeat: read
+-- described: at first use
+-- The threads of an owner's checkpoints, locked. By checkpoint_threads_owner_thread_key.
+select t.thread_id::text as thread_id
+  from exai.checkpoint_threads t
+ where t.owner = $1::text
+ order by t.id
+   for update;
+
 -- name: erase_files
 -- repeat: keyed
 -- described: at first use
@@ -133,6 +143,8 @@ on conflict (digest) do update set erased_at = excluded.erased_at;
 -- name: forget_removals
 -- repeat: keyed
 -- described: at first use
--- Forgets that conversations were removed, once caches have been told; by their owner and name.
+-- Forgets that conversations, and all threads, were removed, once caches have been told; by their owner and name.
+with threads as (
+  delete from exai.removed_threads t where t.owner = $1::text and $2::text[] is null)
 delete from exai.removed_conversations r
  where r.owner = $1::text and ($2::text[] is null or r.continuation_id = any($2::text[]));

@@ -19,6 +19,7 @@ from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.settings.load import load_settings
 from tests.integration.backup.conftest import Side
+from tests.support.checkpoints import store_checkpoint
 from tests.support.database import opened
 from tests.support.everything import use
 from tests.support.migrations import before, downgrade, run, session, value
@@ -42,6 +43,9 @@ async def fill(side: Side, **settings: str) -> None:
         await app.files.link(LOCAL_OWNER, name, [file.id for file in files])
         await app.conversations.fork(LOCAL_OWNER, name, at_seq=2)
         await append(app, OTHER, "their words")
+        for owner in (LOCAL_OWNER, OTHER):
+            await store_checkpoint(app.checkpoints, TEXT, owner=owner)
+            await app.checkpoints.copy(owner, "thread", "copy")
     await run(
         side.url,
         "insert into exai.quarantine (table_name, reason, row) values ('files', 'test', '{\"owner\": \"local\"}')",
@@ -79,6 +83,7 @@ async def seen(side: Side, owner: Owner, **settings: str) -> dict[str, Any]:
             "usage": report.total,
             "hits": sorted((hit.continuation_id, hit.seq) for hit in hits),
             "exports": exported,
+            "checkpoints": (await app.checkpoints.list(owner)).checkpoints,
         }
 
 
@@ -162,6 +167,7 @@ async def test_files_go_into_another_store_and_rows_to_another_owner(source: Sid
         assert found["files"] == shown[old]["files"]
         assert found["exports"] == shown[old]["exports"]
         assert found["hits"] == shown[old]["hits"] != []
+        assert found["checkpoints"] == shown[old]["checkpoints"] != ()
     assert await value(target.url, "select array_agg(distinct store) from exai.contents") == ["postgres"]
     async with session(target.url) as connection:
         for table in await read_tables(connection):
@@ -216,7 +222,7 @@ async def test_a_backup_of_an_older_revision_is_migrated(target: Side, source: S
         " monitoring.metrics_processing_log",
     )
     exported = (await seen(source, LOCAL_OWNER))["exports"]
-    await run(source.url, "truncate public.requests")
+    await run(source.url, "truncate public.requests", "truncate exai.checkpoint_threads cascade")
     await downgrade(source.url, older)
     backup = str(source.home / "backup")
     status, out = await source.exai("backup", backup)

@@ -9,6 +9,7 @@ from exai.db.lifecycle import ConversationUpdate
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, FileSource, NewMessage
 from tests.integration.conversations.conftest import Rig
+from tests.support.checkpoints import store_checkpoint
 from tests.support.migrations import session
 
 COLUMNS = """
@@ -36,6 +37,9 @@ ENCRYPTED = {
     "exai.contents": ("encoding",),
     "public.files": ("name",),
     "public.conversation_files": ("source",),
+    "exai.checkpoints": ("body", "metadata", "facts"),
+    "exai.checkpoint_blobs": ("value",),
+    "exai.checkpoint_writes": ("value",),
 }
 READABLE = {
     "public.conversations": {
@@ -60,6 +64,19 @@ READABLE = {
         "owner": NAME, "rest": HASH, "embedding": TOOL, "question": HASH,
         "vector": "only with EXAI_STORE__EMBEDDINGS",
     },
+    "exai.checkpoint_threads": dict.fromkeys(("owner", "thread_id", "copied_from"), NAME),
+    "exai.checkpoints": dict.fromkeys(
+        ("owner", "namespace", "checkpoint_id", "parent_id", "run_id", "body_type", "metadata_type", "versions",
+         "delta_channels", "key_name", "bound_to"),
+        NAME,
+    ),
+    "exai.checkpoint_blobs": dict.fromkeys(
+        ("namespace", "channel", "version", "value_type", "key_name", "bound_to"), NAME
+    ),
+    "exai.checkpoint_writes": dict.fromkeys(
+        ("namespace", "checkpoint_id", "task_id", "task_path", "channel", "value_type", "key_name", "bound_to"), NAME
+    ),
+    "exai.removed_threads": dict.fromkeys(("owner", "thread_id"), NAME),
     "exai.content_texts": {"owner": NAME, "sha256": NAME, "source": STATE},
     "exai.contents": {"owner": NAME, "sha256": NAME, "store": STATE, "storage_path": NAME},
     "exai.encryption_keys": {"name": NAME, "fingerprint": "of a key", "wrapped": "a key, encrypted"},
@@ -109,6 +126,9 @@ async def test_no_table_and_no_key_of_redis_holds_what_is_encrypted(
     await app.conversations.append(append)
     assert (await app.files.list_read(LOCAL_OWNER, name, CANARY, 10))[0].source == source
     await app.conversations.read(LOCAL_OWNER, name)
+    await store_checkpoint(app.checkpoints, CANARY)
+    await app.checkpoints.copy(LOCAL_OWNER, "thread", "copy")
+    await app.checkpoints.get(LOCAL_OWNER, "thread")
     await app.cache.wait_settled()
     await app.maintenance.index_words()
     for text in await copies(postgres_url):

@@ -20,6 +20,7 @@ from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileSource, NewMessage
 from tests.integration.conversations.conftest import Rig
 from tests.integration.encryption.conftest import OpenRig, key
+from tests.support.checkpoints import store_checkpoint
 from tests.support.daemon import environment
 from tests.support.migrations import run, value
 
@@ -36,7 +37,11 @@ select coalesce(string_agg(distinct coalesce(substring(x.content from '^\\$exai1
         union all select c.encoding from exai.contents c
                    where exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256)
         union all select note from exai.content_texts union all select name from public.files
-        union all select coalesce(source ->> '$exai', source ->> 'path') from public.conversation_files) x
+        union all select coalesce(source ->> '$exai', source ->> 'path') from public.conversation_files
+        union all select '$exai1$' || key_name || '$' from exai.checkpoints
+        union all select facts ->> '$exai' from exai.checkpoints
+        union all select '$exai1$' || key_name || '$' from exai.checkpoint_blobs
+        union all select '$exai1$' || key_name || '$' from exai.checkpoint_writes) x
 """
 
 
@@ -56,6 +61,8 @@ async def filled(rig: Rig) -> ContinuationId:
     name = (await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, messages, title="the title"))).continuation_id
     await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello?", continuation_id=name, idempotency_key="chat"))
     await change(rig, name)
+    await store_checkpoint(rig.app.checkpoints, "harbour")
+    await rig.app.checkpoints.copy(LOCAL_OWNER, "thread", "copy")
     await rig.app.conversations.fork(LOCAL_OWNER, name, at_seq=2, idempotency_key="fork")
     (file,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("chart.txt", CHART)])
     sources, chart = {file.id: SOURCE}, [NewMessage("user", "the chart")]
@@ -81,7 +88,11 @@ async def seen(rig: Rig, name: ContinuationId) -> object:
     files = [(file, file.source, (await rig.app.files.read(LOCAL_OWNER, file.id))[1]) for file in listed]
     assert len(files) == 1
     hits = sorted((hit.continuation_id, hit.seq, hit.snippet, hit.title) for hit in found.hits)
-    return name, pages, hits, found.unread, [(file.id, file.name, file.sha256, *rest) for file, *rest in files]
+    newest = [await rig.app.checkpoints.get(LOCAL_OWNER, thread_id) for thread_id in ("thread", "copy")]
+    checkpoints = (await rig.app.checkpoints.list(LOCAL_OWNER)).checkpoints
+    assert len(checkpoints) == 2
+    named = [(file.id, file.name, file.sha256, *rest) for file, *rest in files]
+    return name, pages, hits, found.unread, named, newest, checkpoints
 
 
 async def test_everything_goes_from_plain_to_a_key_to_another_and_back(with_keys: OpenRig, postgres_url: str) -> None:

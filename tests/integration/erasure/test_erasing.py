@@ -24,6 +24,7 @@ from exai.files.loading import FileContent
 from exai.models import ContinuationId, NewMessage, Owner
 from exai.monitoring.events import EventItem, encode
 from exai.settings.load import load_settings
+from tests.support.checkpoints import store_checkpoint
 from tests.support.commands import run_exai_as_text
 from tests.support.migrations import run, session, value
 
@@ -57,6 +58,8 @@ async def fill(app: App, owner: Owner) -> tuple[ContinuationId, ContinuationId]:
     await app.conversations.change(owner, names[0], update)
     for name in names:
         await app.conversations.read(owner, name)
+    await store_checkpoint(app.checkpoints, f"{SECRET} of {owner}", owner=owner, thread_id=f"{SECRET}-thread")
+    await app.checkpoints.get(owner, f"{SECRET}-thread")
     await app.maintenance.index_words()
     await app.cache.wait_settled()
     return names[0], names[1]

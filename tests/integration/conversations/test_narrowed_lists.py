@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +17,7 @@ from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
+from tests.support.many import insert_conversations
 
 
 @pytest.fixture
@@ -96,3 +99,26 @@ async def test_names_with_a_prefix_and_every_order(rig: Rig) -> None:
     for more in ({"order": "title"}, {"ascending": 1}, {"only": ListFilter(prefix="a", tool="chat")}):
         with pytest.raises(InvalidArgument):
             await listed(LOCAL_OWNER, **more)
+
+
+async def test_ten_thousand_names_with_a_prefix_are_listed_in_pages(rig: Rig, postgres_url: str) -> None:
+    """Among as many others: one round trip a page, and no page is kept."""
+    named = [(f"{'wanted' if number % 2 else 'other'}/{number}", {"n": number}) for number in range(20_000)]
+    await insert_conversations(postgres_url, named)
+    only, found = ListFilter(prefix="wanted/"), 0
+    gc.collect()
+    rig.reset()
+    tracemalloc.start()
+    try:
+        cursor: str | None = None
+        while found == 0 or cursor is not None:
+            page = await rig.app.conversations.list(
+                LOCAL_OWNER, limit=200, cursor=cursor, only=only, order="created", ascending=True
+            )
+            assert [each.metadata["n"] for each in page.conversations] == list(range(2 * found + 1, 2 * found + 400, 2))
+            found, cursor = found + len(page.conversations), page.next_cursor
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found, rig.cost()) == (10_000, (50, 0))
+    assert peak_bytes < 4 * 1_048_576

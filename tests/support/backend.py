@@ -38,6 +38,7 @@ DOCKER_HOST = "unix:///var/run/docker.sock"
 ADMIN_LIMIT_S = 30.0
 POSTGRES_IMAGE = "postgres:17-alpine"
 REDIS_IMAGE = "redis:7-alpine"
+FIRST_TO_CLONE = 18
 MEMORY = Path("/dev/shm")
 LEAST_ROOM_BYTES = 4 * 1024**3
 """More than the servers of all processes of a suite have stored at any time."""
@@ -114,7 +115,7 @@ class Databases:
         self._stem = f"exai_test_{secrets.token_hex(4)}"
         self._made = 0
         self._templates: dict[tuple[bool, Preparation | None], str] = {}
-        self._major = 0
+        self._connection: asyncpg.Connection | None = None
 
     def create(self, *, migrated: bool, prepare: Preparation | None = None) -> str:
         """The address of a new database, like an empty or a migrated one that `prepare` has changed once."""
@@ -128,12 +129,13 @@ class Databases:
         """Leave nothing of ours on a server that goes on."""
         for template in self._templates.values():
             self._execute(f'drop database if exists "{template}" with (force)')
+        if self._connection is not None:
+            self._run(self._connection.close())
 
     def _copy(self, template: str) -> str:
         self._made += 1
         name = f"{self._stem}_{self._made}"
-        settings, strategy = self._copying()
-        self._execute(*settings, f'create database "{name}" template "{template}"{strategy}')
+        self._execute(f'create database "{name}" template "{template}"', is_copy=True)
         return self._address(name)
 
     def _template(self, prepare: Preparation | None, *, migrated: bool) -> str:
@@ -154,33 +156,31 @@ class Databases:
     def _address(self, name: str) -> str:
         return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))
 
-    def _copying(self) -> tuple[tuple[str, ...], str]:
-        """How this server copies a database at the least cost."""
+    def _execute(self, command: str, *, is_copy: bool = False) -> None:
+        """Run a command on a connection that stays open, since opening one costs as much as the command."""
 
-        async def ask() -> int:
-            connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
-            try:
-                return connection.get_server_version().major
-            finally:
-                await connection.close()
-
-        self._major = self._major or self._run(ask())
-        if self._major >= 18:
-            # The kernel copies, or shares, the blocks.
-            return ("set file_copy_method = clone",), " strategy file_copy"
-        # Copying through the log needs no checkpoint, which copying files would wait for.
-        return (), " strategy wal_log" if self._major >= 15 else ""
-
-    def _execute(self, *commands: str) -> None:
         async def execute() -> None:
-            connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
-            try:
-                for sql in commands:
-                    await connection.execute(sql, timeout=ADMIN_LIMIT_S)
-            finally:
-                await connection.close()
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
+                if self._connection.get_server_version().major >= FIRST_TO_CLONE:
+                    await self._connection.execute("set file_copy_method = clone", timeout=ADMIN_LIMIT_S)
+            strategy = strategy_of(self._connection.get_server_version().major) if is_copy else ""
+            await self._connection.execute(command + strategy, timeout=ADMIN_LIMIT_S)
 
-        self._run(execute())
+        try:
+            self._run(execute())
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError):
+            # A test has restarted the server.
+            self._run(execute())
+
+
+def strategy_of(major: int) -> str:
+    """Return the clause with which this version copies a database at the least cost."""
+    if major >= FIRST_TO_CLONE:
+        # The kernel copies, or shares, the blocks.
+        return " strategy file_copy"
+    # Copying through the log needs no checkpoint, which copying files would wait for.
+    return " strategy wal_log" if major >= 15 else ""
 
 
 class Backend:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from exai.db.migrations import revision as own_revision
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import check_revision, expected_revision
 from exai.errors import ConfigError, SchemaMismatch
-from tests.support.daemon import environment
+from tests.support.commands import BASE, RUN_LIMIT_S, environment, run_exai_as_text, start
 from tests.support.database import contents_of, conversation_of, opened
 from tests.support.migrations import as_role, before, create_role, downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE
@@ -187,14 +187,14 @@ async def test_what_is_wrong_is_said_in_one_line(given: dict[str, str], part: st
 
 
 async def alembic(given: dict[str, str], *arguments: str) -> tuple[int, str, str]:
-    inherited = {name: text for name, text in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", *arguments),
-        cwd=ROOT, env=inherited | given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
+    """Run the command from the checkout."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        env = environment({**BASE, **given})
+        process = start("alembic", *arguments, env=env, cwd=ROOT, stdout=output, stderr=errors)
+        status = await asyncio.to_thread(process.wait, RUN_LIMIT_S)
+        output.seek(0)
+        errors.seek(0)
+        return status, output.read().decode(), errors.read().decode()
 
 
 async def test_no_address_is_a_setting_to_correct() -> None:
@@ -287,12 +287,7 @@ async def test_pending_migrations_can_be_listed_without_applying_them(empty_post
         if before_it:
             await upgrade(empty_postgres_url, before_it)
         seen = await schema_of(empty_postgres_url)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "exai", "migrate", "--check"),
-            env=environment({"PYTHONPATH": str(ROOT), "EXAI_DATABASE__URL": empty_postgres_url}),
-            cwd=ROOT / "tests",
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        assert (process.returncode, text in output.decode()) == (status, True), output.decode()
+        given = {"EXAI_DATABASE__URL": empty_postgres_url}
+        done = await asyncio.to_thread(run_exai_as_text, "migrate", "--check", settings=given, cwd=ROOT / "tests")
+        assert (done.returncode, text in done.stdout) == (status, True), done.stdout
         assert await schema_of(empty_postgres_url) == seen

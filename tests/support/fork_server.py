@@ -98,7 +98,9 @@ def run(module: str, arguments: list[str], environ: dict[str, str], directory: s
 
 
 def preload() -> None:
-    """Import what the commands import, but not the migrations, which few need."""
+    """Import what the commands import."""
+    import uvloop  # noqa: F401
+
     import exai.app
     import exai.cli.archive
     import exai.cli.browse
@@ -107,7 +109,8 @@ def preload() -> None:
     import exai.cli.health_client
     import exai.cli.supabase_checks
     import exai.daemon.serve
-    import exai.daemon.workers  # noqa: F401
+    import exai.daemon.workers
+    import exai.db.migrations.migrate  # noqa: F401
 
 
 if __name__ == "__main__":

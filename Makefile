@@ -128,7 +128,7 @@ test-conformance-suite: .venv/dev.done ## test conversation-store-conformance: e
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
-test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done ## run third-party clients through a conversation (minutes; some from npm)
+test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done .venv/adapters/openai-agents-newest/done .venv/adapters/claude-agent-newest/done ## run third-party clients through a conversation (minutes; some from npm; the page needs `make browser`)
 	@$(PY) -m pytest -n 0 -m heavy tests/clients $(ARGS)
 
 eval: .venv/dev.done ## score a configured model's findings on planted defects, with its key from the environment (MODEL=kimi-k3; costs one call each)

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import signal
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.clients.model_server import DONE, QUESTIONS, ModelServer
-from tests.support.daemon import ROOT, Daemon, start_daemon
+from tests.clients.programs import MODULES, address, claude, run
+from tests.support.daemon import Daemon, start_daemon
 from tests.support.provider_server import ProviderServer, kimi_answer
-
-MODULES = ROOT / ".venv" / "node-clients" / "node_modules"
-LIMIT_S = 120.0
 
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.skipif(not MODULES.exists(), reason="Claude Code, Codex and Gemini CLI need Node and npm"),
 ]
-
-
-async def run(command: Sequence[str], home: Path, environment: Mapping[str, str]) -> str:
-    """Run a client in a home directory of its own; return its output."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=home,
-        env={**kept, "HOME": str(home), "NO_COLOR": "1", **environment},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    return output.decode(errors="replace")
 
 
 def assert_went_on(model: ModelServer, printed: str) -> None:
@@ -54,29 +26,6 @@ def assert_went_on(model: ModelServer, printed: str) -> None:
     assert len(model.seen) == len(QUESTIONS)
     assert f"1 messages. You said: {QUESTIONS[0]}" in model.seen[0]
     assert f"3 messages. You said: {QUESTIONS[1]}" in model.seen[1]
-
-
-def address(daemon: Daemon) -> str:
-    return f"http://127.0.0.1:{daemon.port}/mcp"
-
-
-def claude(
-    daemon: Daemon, model: ModelServer, home: Path, prompt: str, kind: str = "http"
-) -> tuple[list[str], dict[str, str]]:
-    url = address(daemon) if kind == "http" else daemon.url
-    servers = home / "servers.json"
-    servers.write_text(json.dumps({"mcpServers": {"exai": {"type": kind, "url": url}}}))
-    (program,) = MODULES.glob("@anthropic-ai/claude-code-*/claude")
-    command = [str(program), "-p", prompt, "--mcp-config", str(servers), "--strict-mcp-config"]
-    command += ["--allowedTools", "mcp__exai"]
-    environment = {
-        "ANTHROPIC_BASE_URL": model.url,
-        "ANTHROPIC_API_KEY": "sk-ant-none",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "ENABLE_TOOL_SEARCH": "false",
-        "DISABLE_AUTOUPDATER": "1",
-    }
-    return command, environment
 
 
 @pytest.mark.parametrize("kind", ["http", "ws"])

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from exai.backends import roots_of
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.db.diagnose import diagnose as diagnose_database
+from exai.db.encryption import diagnose_keys
 from exai.embedded.launcher import LaunchOptions, attach
 from exai.embedded.ownership import read_running
 from exai.embedded.postgres import find_postgres
@@ -94,6 +95,12 @@ async def _database(settings: Settings, _: Recorder) -> list[Finding]:
     if isinstance(found, Finding):
         return [found]
     return await diagnose_database(settings.database, found, timeout_s=LOOK_LIMIT_S)
+
+
+async def _keys(settings: Settings, _: Recorder) -> list[Finding]:
+    configured = settings.database.url
+    url = embedded_address(settings, "postgres") if configured is None else configured.get_secret_value()
+    return [] if isinstance(url, Finding) else await diagnose_keys(settings.store, url, timeout_s=LOOK_LIMIT_S)
 
 
 async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
@@ -183,6 +190,7 @@ LOOKS: Final[Mapping[str, Look]] = {
     "settings": _settings,
     "data directory": _data_directory,
     "postgres": _database,
+    "encryption": _keys,
     "redis": _cache,
     "files": _files,
     "providers": _providers,

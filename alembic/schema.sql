@@ -2304,7 +2304,7 @@ select pg_catalog.json_build_object(
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[], p_keys text[])
+CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[], p_digests text[], p_keys text[], p_replaces boolean)
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -2371,7 +2371,7 @@ begin
                      when v_same < v_here then case when t.id is null then 'exists' else 'duplicate' end
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
-    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 then
+    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 and p_replaces then
       v := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
       v_here := 0;
       v_status := 'stored';
@@ -3198,7 +3198,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.read_forward_v1(p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
+CREATE OR REPLACE FUNCTION exai.read_forward_v1(p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint, p_deleted boolean)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text, key text)
  LANGUAGE plpgsql
  STABLE ROWS 100
@@ -3219,7 +3219,7 @@ declare
   m record;
 begin
   select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
+   where c.owner = p_owner and c.continuation_id = p_continuation_id and (c.deleted_at is null or p_deleted);
   if not found then
     return;
   end if;

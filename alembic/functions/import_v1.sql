@@ -3,14 +3,15 @@
 -- | gap (an earlier batch is missing) | conflict_key.
 --
 -- The first batch (p_first_seq 1) creates the conversation from p_header, or restores the same conversation if it was
--- deleted; a deleted one with other messages loses its name to the new one (claim_name_v1). Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
--- them. A key that another message of the conversation has is not stored. p_digests: of each message from which content
--- was taken out, the SHA-256 of the whole, which may be stored. An updated_at in the future is kept in the metadata,
--- because the time of a change is the database's.
+-- deleted; a deleted one with other messages loses its name to the new one (claim_name_v1) if p_replaces, else that is
+-- exists: encrypted messages are compared by the caller first. Messages are equal if their role, kind and content are; a
+-- fork's are compared in the ancestors that hold them. A key that another message of the conversation has is not stored.
+-- p_digests: of each message from which content was taken out, the SHA-256 of the whole, which may be stored. An updated_at
+-- in the future is kept in the metadata, because the time of a change is the database's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[],
-  p_digests text[], p_keys text[])
+  p_digests text[], p_keys text[], p_replaces boolean)
 returns table (part text, data text)
 language plpgsql rows 1
 set search_path = "$user", public, extensions, pg_temp
@@ -76,7 +77,7 @@ begin
                      when v_same < v_here then case when t.id is null then 'exists' else 'duplicate' end
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
-    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 then
+    if v_status = 'exists' and v.deleted_at is not null and p_first_seq = 1 and p_replaces then
       v := exai.claim_name_v1(p_owner, p_continuation_id, p_new_id, v_header);
       v_here := 0;
       v_status := 'stored';

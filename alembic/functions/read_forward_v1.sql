@@ -1,8 +1,9 @@
 -- Returns the messages after p_after_seq up to p_up_to_seq (null: to the end), oldest first, after one row 'head': at
 -- most p_limit, and at most p_budget bytes beyond the first one. A fork's messages are read from the ancestors that
--- hold them.
+-- hold them. Those of a deleted conversation are returned only with p_deleted.
 create or replace function exai.read_forward_v1(
-  p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
+  p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint,
+  p_deleted boolean)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text, key text)
 language plpgsql stable rows 100
 set search_path = pg_catalog, pg_temp
@@ -22,7 +23,7 @@ declare
   m record;
 begin
   select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
+   where c.owner = p_owner and c.continuation_id = p_continuation_id and (c.deleted_at is null or p_deleted);
   if not found then
     return;
   end if;

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from exai.db.driver.pool import Database, Record
+from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
 from exai.db.rows import Columns, RowsByPart, columns_of, commit_of, json_of, keys_of, sources_json
-from exai.encryption.codec import Codec, require_readable
+from exai.encryption.codec import PLAIN, Codec, require_readable
 from exai.encryption.envelope import MARK
 from exai.errors import NotFound
 from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner, TurnId
@@ -89,7 +89,7 @@ class TransferRepository:
         `ContentUnreadable` if a message of the page cannot be decrypted.
         """
         size_bytes = self._codec.stored_bytes(budget_bytes)
-        rows = await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, size_bytes)
+        rows = await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, size_bytes, False)
         answer = RowsByPart(rows, self._codec)
         conversation = answer.conversation
         if conversation is None:
@@ -114,11 +114,12 @@ class TransferRepository:
     async def store_batch(self, batch: ImportBatch) -> Imported:
         """Store one batch, once per request key. Raises a `DatabaseError`."""
         columns = columns_of(batch.messages, batch.owner, self._codec)
-        rows = await self._send(batch, columns)
-        head = orjson.loads(rows[0]["data"])
-        if head["status"] == "exists" and (same := await self._stored_alike(batch, columns)) is not None:
-            rows = await self._send(batch, same)
-            head = orjson.loads(rows[0]["data"])
+        head = await self._send(batch, columns, replaces=self._codec is PLAIN)
+        if head["status"] == "exists" and self._codec is not PLAIN:
+            head = await self._send(batch, await self._stored_alike(batch, columns), replaces=False)
+            if head["status"] == "exists":
+                # A deleted conversation with other messages loses its name. The stored forms are bound to its messages.
+                head = await self._send(batch, columns, replaces=True)
         status: ImportStatus = head["status"]
         restored: bool = head["restored"]
         # The first batch alone creates a conversation or brings one back.
@@ -126,40 +127,42 @@ class TransferRepository:
         commit = commit_of(head, self._codec, is_listed=batch.first_seq == 1, is_repeated=is_repeated)
         return Imported(status, head["stored"], restored, commit if status in ("stored", "duplicate") else None)
 
-    async def _stored_alike(self, batch: ImportBatch, columns: Columns) -> Columns | None:
+    async def _stored_alike(self, batch: ImportBatch, columns: Columns) -> Columns:
         """Return the columns of a batch with the stored form of those contents that are stored, encrypted.
 
-        The database finds equal contents only if they are equal in this form. None if no content is.
+        The database finds equal contents only if they are equal in this form.
         """
         roles, given, kinds, metadata = columns
         last_seq = batch.first_seq + len(batch.messages) - 1
-        contents, alike = list(given), 0
+        contents = list(given)
         after_seq = batch.first_seq - 1
         while after_seq < last_seq:
             size_bytes = self._codec.stored_bytes(EXPORT_PAGE_BYTES)
-            where = (batch.owner, batch.continuation_id, after_seq, last_seq, EXPORT_PAGE_MESSAGES, size_bytes)
+            where = (batch.owner, batch.continuation_id, after_seq, last_seq, EXPORT_PAGE_MESSAGES, size_bytes, True)
             rows = await self._database.fetch("read_forward", *where)
             opened = RowsByPart(rows, self._codec).part("message")
             stored = {row["seq"]: row["content"] for row in rows if row["part"] == "message"}
             for message in opened:
                 place = message.seq - batch.first_seq
                 if stored[message.seq].startswith(MARK) and _is_content(batch, place, message.content):
-                    contents[place], alike = stored[message.seq], alike + 1
+                    contents[place] = stored[message.seq]
             if not opened:
                 break
             after_seq = opened[-1].seq
-        return (roles, contents, kinds, metadata) if alike else None
+        return roles, contents, kinds, metadata
 
-    async def _send(self, batch: ImportBatch, columns: Columns) -> list[Record]:
-        return await self._database.fetch(
+    async def _send(self, batch: ImportBatch, columns: Columns, *, replaces: bool) -> dict[str, Any]:
+        rows = await self._database.fetch(
             "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
             *_request_of(batch, self._codec), json_of(_header(batch, self._codec)), batch.first_seq,
             *columns,
             [at.isoformat() if at else None for at in batch.times],
             list(batch.digests) or [None] * len(batch.messages),
             sources_json(batch.file_ids, {}, batch.owner, self._codec) if batch.file_ids else None,
-            keys_of(batch.messages),
+            keys_of(batch.messages), replaces,
         )  # fmt: skip
+        head: dict[str, Any] = orjson.loads(rows[0]["data"])
+        return head
 
 
 def _is_content(batch: ImportBatch, place: int, content: str) -> bool:

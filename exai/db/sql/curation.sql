@@ -148,7 +148,7 @@ select ((select pg_catalog.count(*) from gone) operator(pg_catalog.+) (select pg
 -- and conversation_files_pkey, in one snapshot.
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text, p.key::text
-  from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint) p
+  from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint, $7::boolean) p
 union all
 select 'files', null::bigint, null::text, null::text, null::timestamptz, null::text, null::text, null::text, null::text
  where $3::bigint = 0 and exists (
@@ -163,7 +163,7 @@ select 'files', null::bigint, null::text, null::text, null::timestamptz, null::t
 select p.part::text, p.data::text
   from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
                       $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                      $16::text[]) p
+                      $16::text[], $17::boolean) p
 union all
 select 'linked'::text, exai.link_files_v1($1::text, $5::text, $15::text::jsonb)::text
  where $15::text is not null;

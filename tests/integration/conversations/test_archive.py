@@ -22,6 +22,7 @@ from exai.errors import Conflict, InvalidArgument
 from exai.files.loading import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
+from tests.integration.encryption.conftest import store_of
 from tests.support.commands import run_exai
 
 OTHER = Owner("other")
@@ -37,10 +38,10 @@ CONTENTS = {
 }
 
 
-@pytest.fixture
-async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
-    """Directly on the database."""
-    async with open_rig(postgres_url, redis_url, tmp_path / "data") as opened:
+@pytest.fixture(params=[(), ("k1",)], ids=["plain", "encrypted"])
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """Directly on the database, without and with encryption."""
+    async with open_rig(postgres_url, redis_url, tmp_path / "data", store=store_of(*request.param)) as opened:
         yield opened
 
 
@@ -113,11 +114,13 @@ async def test_deleted_file_comes_back_with_the_import(rig: Rig) -> None:
 async def test_files_with_names_of_an_older_system_come_back(rig: Rig, postgres_url: str, kind: Format) -> None:
     """It gave none, or what no line can show; one that has no bytes here is only named."""
     name = await with_files(rig)
+    ids = {file.name: file.id for file in (await rig.app.files.list(LOCAL_OWNER, continuation_id=name)).files}
     connection = await connect(parse_address(postgres_url), timeout_s=5.0)
     await connection.execute(
-        "update files set name = case name when 'empty' then null when 'notes.md' then e'a\\nb'"
-        " else repeat('x', 300) end,"
-        " media_type = repeat('t', 300)"
+        "update files set name = case id when $1::uuid then null when $2::uuid then e'a\\nb' else repeat('x', 300) end,"
+        " media_type = repeat('t', 300)",
+        ids["empty"],
+        ids["notes.md"],
     )
     await connection.close()
     await imported(rig, await exported(rig, name, kind), kind, OTHER)
@@ -162,9 +165,12 @@ async def test_parts_for_a_model_carry_small_files_and_name_the_others(rig: Rig)
     text = part.header + part.text
     assert len(text) < EMBEDDED_BYTES * 2
     assert "# Notes" in text
-    assert (await imported(rig, text, as_name="copy")).notes == ()
+    notes = (await imported(rig, text, as_name="copy")).notes
     copied = (await rig.app.files.list(LOCAL_OWNER, continuation_id=ContinuationId("copy"))).files
-    assert {file.name for file in copied} == set(CONTENTS)
+    # The digest in the text is not that of an encrypted content.
+    missing = {"big.bin"} if rig.app.database.codec.is_on else set()
+    assert len(notes) == len(missing)
+    assert {file.name for file in copied} == set(CONTENTS) - missing
     (note,) = (await imported(rig, text, owner=OTHER)).notes
     assert "big.bin" in note
 
@@ -254,9 +260,11 @@ async def test_other_messages_under_a_deleted_name_are_another_conversation(rig:
 
 
 @pytest.fixture
-def exai(postgres_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """The command, with some variables."""
+def exai(rig: Rig, postgres_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """The command, with the keys of the test and some variables."""
     settings = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path / "data")}
+    if (keys := rig.app.settings.store.keys) is not None:
+        settings["EXAI_STORE__KEYS"] = keys.get_secret_value()
 
     def run(*arguments: str, given: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
         return run_exai(*arguments, settings={**settings, **variables}, cwd=tmp_path, given=given)

@@ -428,7 +428,7 @@ async def test_a_batch_that_is_imported_again_reads_the_messages_it_repeats(skew
     keys = [None] * number
     for _ in range(8):
         identity = ("local", "long", new_id(), new_id(), new_id(), "h", "{}")
-        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message, None, keys)
+        counts = await touched(skewed, "import_batch", *identity, 3995, *per_message, None, keys, True)
         assert counts["messages"] == (0, number), counts
 
 

@@ -338,3 +338,26 @@ async def test_texts_that_look_encrypted_are_read_as_given(with_keys: OpenRig, n
             assert batch.unreadable == []
         assert (await repository.conversations((FIRST, 0), is_rehearsal=False)).unreadable == []
         assert (await read(rig, made[0]))[0] == LIKE_ENCRYPTED[0]
+
+
+async def test_message_moved_into_an_ancestor_is_detected_where_that_is_read(rig: Rig, postgres_url: str) -> None:
+    """A fork does not know its ancestors' ids: docs/encryption.md says what it accepts, which is nothing more."""
+    conversations = rig.app.conversations
+    names = []
+    for text in ("one", "other"):
+        messages = [NewMessage("user", f"{text} {number}") for number in range(2)]
+        names.append((await conversations.append(AppendRequest(LOCAL_OWNER, messages))).continuation_id)
+    fork = (await conversations.fork(LOCAL_OWNER, names[0], at_seq=2)).continuation_id
+    copied = (
+        "update public.messages m set content = o.content from public.messages o"
+        " join public.conversations p on p.id = o.conversation_id, public.conversations c"
+        f" where c.id = m.conversation_id and c.continuation_id = '{names[0]}' and p.continuation_id = '{names[1]}'"
+    )
+    await run(postgres_url, f"{copied} and m.seq = 1 and o.seq = 1")
+    own, shared = [(await conversations.read(LOCAL_OWNER, name, limit=500)).messages for name in (names[0], fork)]
+    assert own[0].kind == "unreadable"
+    assert "was encrypted for another place" in own[0].content
+    assert [each.content for each in shared] == ["other 0", "one 1"]
+    await run(postgres_url, f"{copied} and m.seq = 1 and o.seq = 2")
+    own, shared = [(await conversations.read(LOCAL_OWNER, name, limit=500)).messages for name in (names[0], fork)]
+    assert [each.kind for each in (own[0], shared[0])] == ["unreadable"] * 2

@@ -175,7 +175,7 @@ class ServerSettings(Section):
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     message_max_bytes: int = Field(default=8_388_608, ge=1024)
-    reply_max_bytes: int = Field(default=1_048_576, ge=1024)
+    reply_max_bytes: int = Field(default=1_048_576, ge=8_192)
     max_connections: int = Field(default=10_000, ge=1)
     max_in_flight: int = Field(default=32, ge=1)
     max_handshakes_per_address: int = Field(default=1_024, ge=1)

@@ -372,6 +372,20 @@ async def test_answers_longer_than_a_reply_arrive_whole(store: Store) -> None:
     assert newest.messages[-1].content == long[:400_000]
 
 
+async def test_answers_arrive_whole_in_the_smallest_replies(settings: Mapping[str, str]) -> None:
+    """At the least value of the setting each part advances."""
+    with start_daemon({**settings, "EXAI_SERVER__REPLY_MAX_BYTES": "8192"}) as running:
+        address = f"http://127.0.0.1:{running.port}"
+        async with connect(address, token=TOKENS[ALICE]) as client:
+            texts = [f"{number} " + "é" * 9_000 for number in range(3)]
+            request = AppendRequest(ALICE, [NewMessage("user", text) for text in texts])
+            name = (await client.conversations.append(request)).continuation_id
+            found = [(await client.conversations.read(ALICE, name, limit=1, before_seq=seq)) for seq in (2, 3, 4)]
+            assert [page.messages[0].content for page in found] == texts
+            (file,) = await client.files.put(ALICE, [FileContent("a.txt", "".join(texts).encode())])
+            assert (await client.files.read(ALICE, file.id))[1] == "".join(texts).encode()
+
+
 async def test_a_request_larger_than_a_message_names_the_limit(guarded: Daemon) -> None:
     async with connect(address(guarded), token=token_of) as client:
         for size_bytes in (9_000_000, 40_000_000):

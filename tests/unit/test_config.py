@@ -255,6 +255,8 @@ REFUSALS = [
     ({"exai_server__port": "9000"}, "exai_server__port", "is not a known setting", "EXAI_SERVER__PORT"),
     ({"EXAI_SERVER__PORT": "http"}, "EXAI_SERVER__PORT", "is not a whole number", "default 8079"),
     ({"EXAI_WS_PORT": "70000"}, "EXAI_WS_PORT", "is too large", "65535 or less"),
+    # Less would leave no room for a part of a longer answer.
+    ({"EXAI_SERVER__REPLY_MAX_BYTES": "8191"}, "EXAI_SERVER__REPLY_MAX_BYTES", "is too small", "8192 or more"),
     ({"EXAI_DATABASE__POOL_SIZE": "0"}, "EXAI_DATABASE__POOL_SIZE", "is too small", "1 or more"),
     ({"CONVERSATION_TIMEOUT_HOURS": "0"}, "CONVERSATION_TIMEOUT_HOURS", "is too small", "above 0"),
     ({"WORKFLOW_TOOL_TIMEOUT_SECS": "soon"}, "WORKFLOW_TOOL_TIMEOUT_SECS", "is not a number", "default 600"),

@@ -17,7 +17,7 @@ from exai.conversations import ConversationStore, Transfer
 from exai.conversations.formats import ConversationText, ExportItem, MessageText
 from exai.errors import Conflict, InvalidArgument
 from exai.files.service import FileService
-from exai.importers.reading.bundles import UNREADABLE, Bundle, ReadMeter, open_bundle
+from exai.importers.reading.bundles import LEADS_OUT, UNREADABLE, Bundle, ReadMeter, open_bundle
 from exai.importers.reading.documents import SourceDocument
 from exai.importers.recognition import RecognisedFile, SourceKind, may_be_source, recognised_files
 from exai.importers.records import DamagedRecord, PassedOver, SourceConversation, SourceItem, SourceMessage
@@ -57,21 +57,25 @@ async def import_sources(
     paths: Sequence[Path],
     kind: SourceKind | None = None,
     on_progress: OnProgress = lambda _: None,
+    *,
+    label: str | None = None,
 ) -> ImportReport:
     """Import files, directories and archives; without a target everything is read and counted, and nothing stored.
 
+    `label` is the name of the source in errors, by default its path.
     Raises `NotFound` or `InvalidArgument` for a path that cannot be read, and `DatabaseError` when the store fails; an
     import that was interrupted is continued by calling this again.
     """
     importing = SourceImport(target, owner, on_progress)
-    importing.report.total_bytes = await asyncio.to_thread(_size_bytes, paths)
+    importing.report.total_bytes = await asyncio.to_thread(_size_bytes, paths, label)
     for path in paths:
         with ExitStack() as stack:
             # The directory of an archive may be long.
-            bundle = await asyncio.to_thread(stack.enter_context, open_bundle(path))
+            bundle = await asyncio.to_thread(stack.enter_context, open_bundle(path, label))
             files = await asyncio.to_thread(recognised_files, bundle, kind)
+            importing.refuse(bundle)
             if not files:
-                importing.report.report(DamagedRecord(str(path), NOTHING))
+                importing.report.report(DamagedRecord(label or str(path), NOTHING))
             has_sources = any(isinstance(each, RecognisedFile) for each in files)
             for found in files:
                 if isinstance(found, str) and has_sources and found.lower().endswith(OTHER_ENDINGS):
@@ -90,6 +94,11 @@ class SourceImport:
         self._storing: Storing | None = None
         if target is not None:
             self._storing = Storing(target.conversations, target.files, target.limits, owner, self.report)
+
+    def refuse(self, bundle: Bundle) -> None:
+        """Report the links of a bundle that are not followed."""
+        for name in filter(may_be_source, bundle.refused()):
+            self.report.report(DamagedRecord(f"{bundle.label}/{name}", LEADS_OUT))
 
     async def file(self, bundle: Bundle, found: RecognisedFile | str) -> None:
         """Import one file of a bundle. A file that cannot be read on is reported."""
@@ -174,10 +183,10 @@ def _batch(items: Iterator[SourceItem]) -> tuple[list[SourceItem], BaseException
     return batch, None
 
 
-def _size_bytes(paths: Sequence[Path]) -> int:
+def _size_bytes(paths: Sequence[Path], label: str | None) -> int:
     """Return the size of all files that may be read, for the estimate."""
     total = 0
     for path in paths:
-        with open_bundle(path) as bundle:
+        with open_bundle(path, label) as bundle:
             total += sum(bundle.size_bytes(name) for name in bundle.names() if may_be_source(name))
     return total

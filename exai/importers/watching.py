@@ -37,6 +37,7 @@ class Mirror:
         self._target, self._owner, self._paths, self._kind = target, owner, paths, kind
         self._on_progress = on_progress
         self._states: dict[tuple[Path, str], FileState] = {}
+        self._refused: set[tuple[Path, str]] = set()
 
     async def run(self, on_pass: Callable[[ImportReport], None], interval_s: float = INTERVAL_S) -> None:
         """Import what has changed, until this is cancelled; `on_pass` receives the report of each pass."""
@@ -50,6 +51,11 @@ class Mirror:
         for path in self._paths:
             with open_bundle(path) as bundle:
                 states = await asyncio.to_thread(_states, bundle)
+                refused = {(path, name) for name in bundle.refused()}
+                if refused - self._refused:
+                    work.refuse(bundle)
+                # A link that is gone is reported again when it comes back.
+                self._refused = {each for each in self._refused if each[0] != path} | refused
                 changed = {name for name, state in states.items() if self._states.get((path, name)) != state}
                 for found in await asyncio.to_thread(recognised_files, bundle, self._kind, changed) if changed else ():
                     if not isinstance(found, str):

@@ -120,7 +120,8 @@ class _Uploads:
             nonlocal latest
             latest = report
 
-        work = asyncio.create_task(import_sources(self._target, owner, [path], kind, keep), name="import of an upload")
+        importing = import_sources(self._target, owner, [path], kind, keep, label=path.name)
+        work = asyncio.create_task(importing, name="import of an upload")
         gone = asyncio.create_task(_wait_until_gone(receive), name="upload disconnect")
         try:
             while not work.done() and not gone.done() and not self._server.is_draining:

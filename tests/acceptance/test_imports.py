@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,22 @@ def test_an_upload_may_have_a_name_that_no_file_here_can_have(daemon: Daemon) ->
     answer = upload(daemon, "\u6587" * 200 + ".json", content)
 
     assert events_of(answer)[-1]["report"]["stored"] == 1
+
+
+def test_a_broken_archive_is_named_as_it_was_uploaded(daemon: Daemon) -> None:
+    """Not by the place at which the daemon keeps it meanwhile."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("conversations.json", "[]")
+    content = packed.getvalue()
+    start = content.rindex(b"PK\x01\x02")
+    broken = content[:start] + b"XXXX" + content[start + 4 :]
+    error = events_of(upload(daemon, "export.zip", broken))[-1]["error"]
+
+    assert error.startswith("PATH: export.zip cannot be read")
+    assert "exai-import-" not in error
+    empty = events_of(upload(daemon, "empty.zip", b"PK\x05\x06" + b"\0" * 18))[-1]["report"]
+    assert empty["problems"] == ["empty.zip: has no file that can be imported"]
 
 
 def test_uploads_that_are_not_one_are_refused(daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ Compressed files and texts in UTF-16 or UTF-32 are read as what they contain. A 
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import io
 import lzma
@@ -46,6 +47,8 @@ UNREADABLE: Final = (
 )
 """What a damaged, encrypted or unknown compressed file raises."""
 
+LEADS_OUT: Final = "is a link out of the directory, which is not followed"
+
 
 @dataclass(slots=True)
 class ReadMeter:
@@ -72,6 +75,9 @@ class Bundle(Protocol):
     def open_raw(self, name: str) -> BinaryIO:
         """Open a file. Raises one of `UNREADABLE`."""
 
+    def refused(self) -> Sequence[str]:
+        """Return the names of links that lead out of a directory; they are not followed."""
+
 
 @dataclass(slots=True)
 class DiskBundle:
@@ -80,12 +86,22 @@ class DiskBundle:
     root: Path
     label: str
     _names: list[str] = field(default_factory=list)
+    _refused: list[str] = field(default_factory=list)
 
     def names(self) -> Sequence[str]:
-        """Return the names of all files; links to directories are not followed."""
-        if not self._names:
-            self._names = [self.root.name] if self.root.is_file() else list(_below(self.root))
+        """Return the names of all files; links to directories, and out of this one, are not followed."""
+        if not self._names and self.root.is_file():
+            self._names = [self.root.name]
+        elif not self._names:
+            self._refused.clear()
+            for name in _below(self.root):
+                (self._names if self._is_inside(name) else self._refused).append(name)
         return self._names
+
+    def refused(self) -> Sequence[str]:
+        """Return the names of links that lead out of the directory."""
+        self.names()
+        return self._refused
 
     def size_bytes(self, name: str) -> int:
         """Return the size of a file."""
@@ -100,7 +116,15 @@ class DiskBundle:
 
     def open_raw(self, name: str) -> BinaryIO:
         """Open a file."""
+        # It may have become a link since the directory was read.
+        if not self._is_inside(name):
+            raise PermissionError(errno.EPERM, LEADS_OUT, name)
         return self.path(name).open("rb")
+
+    def _is_inside(self, name: str) -> bool:
+        """Return whether a file is below the directory, or is the file that was given."""
+        path = self.path(name)
+        return path == self.root or not path.is_symlink() or path.resolve().is_relative_to(self.root.resolve())
 
 
 @dataclass(slots=True)
@@ -125,25 +149,28 @@ class ZipBundle:
     def path(self, name: str) -> None:
         """Return None: the file has no path of its own."""
 
+    def refused(self) -> Sequence[str]:
+        """Return nothing: an archive's links are not followed."""
+        return ()
+
     def open_raw(self, name: str) -> BinaryIO:
         """Open a file."""
         return cast("BinaryIO", self.archive.open(name))
 
 
 @contextmanager
-def open_bundle(path: Path) -> Iterator[Bundle]:
-    """Open a file, a directory or a zip archive. Raises `NotFound` or `InvalidArgument`."""
+def open_bundle(path: Path, label: str | None = None) -> Iterator[Bundle]:
+    """Open a file, a directory or a zip archive, named `label` in errors. Raises `NotFound` or `InvalidArgument`."""
+    shown = label or str(path)
     try:
         if path.is_file() and zipfile.is_zipfile(path):
             with _ArchiveFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
                 yield ZipBundle(archive, path.name)
             return
         if not path.exists():
-            raise NotFound(
-                "file", str(path), "Give the path of an export, of a directory of sessions, or of a database"
-            )
+            raise NotFound("file", shown, "Give the path of an export, of a directory of sessions, or of a database")
     except (OSError, zipfile.BadZipFile) as error:
-        problem = f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
+        problem = f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})"
         raise InvalidArgument("PATH", problem, "Correct that, or give another file") from error
     yield DiskBundle(path, path.name or str(path))
 

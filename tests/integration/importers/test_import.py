@@ -14,10 +14,12 @@ import pytest
 from exai.conversations import AppendRequest
 from exai.errors import NotFound
 from exai.importers.pipeline import ImportTarget, import_sources
+from exai.importers.reading.bundles import open_bundle
 from exai.importers.report import ImportReport
 from exai.importers.watching import Mirror
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
+from tests.integration.encryption.conftest import store_of
 from tests.support.sources import (
     PNG,
     chain,
@@ -38,10 +40,10 @@ BRANCHED = [
 OTHER = Owner("other")
 
 
-@pytest.fixture
-async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
-    """Directly on the database."""
-    async with open_rig(postgres_url, redis_url, tmp_path / "data") as opened:
+@pytest.fixture(params=[(), ("k1",)], ids=["plain", "encrypted"])
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """Directly on the database, without and with encryption."""
+    async with open_rig(postgres_url, redis_url, tmp_path / "data", store=store_of(*request.param)) as opened:
         yield opened
 
 
@@ -285,3 +287,50 @@ async def test_an_import_of_several_exported_conversations_is_read(rig: Rig, tmp
     assert (first.conversations, first.stored, second.stored) == (2, 2, 0)
     assert first.damaged == 1
     assert await names_of(rig) == ["one", "two"]
+
+
+async def test_links_out_of_a_directory_are_reported_and_not_followed(rig: Rig, tmp_path: Path) -> None:
+    """Another user of the directory could make a link to any file that this process may read."""
+    (tmp_path / "watched" / "inner").mkdir(parents=True)
+    secret = write_json(tmp_path / "secret.json", [chatgpt("secret", chain(["hidden"]))])
+    real = write_json(tmp_path / "watched" / "inner" / "real.json", [chatgpt("real", chain(["shown"]))])
+    (tmp_path / "watched" / "out.json").symlink_to(secret)
+    (tmp_path / "watched" / "up.json").symlink_to(Path("..", "secret.json"))
+    (tmp_path / "watched" / "own.json").symlink_to(real)
+    (tmp_path / "watched" / "program").symlink_to("/bin/sh")
+    (tmp_path / "watched" / "elsewhere").symlink_to(tmp_path)
+
+    report = await imported(rig, tmp_path / "watched")
+    assert await names_of(rig) == ["real"]
+    leads_out = "is a link out of the directory, which is not followed"
+    assert report.problems == [f"watched/out.json: {leads_out}", f"watched/up.json: {leads_out}"]
+    # The directory itself may be given by a link.
+    (tmp_path / "link").symlink_to(tmp_path / "watched")
+    assert (await imported(rig, tmp_path / "link")).problems == [
+        f"link/out.json: {leads_out}",
+        f"link/up.json: {leads_out}",
+    ]
+
+
+async def test_a_mirror_reports_a_link_once_and_refuses_a_file_that_becomes_one(rig: Rig, tmp_path: Path) -> None:
+    """Also when it changes between the look through the directory and the reading."""
+    app, watched = rig.app, tmp_path / "watched"
+    watched.mkdir()
+    secret = write_json(tmp_path / "secret.json", [chatgpt("secret", chain(["hidden"]))])
+    file = write_json(watched / "a.json", [chatgpt("a", chain(["one"]))])
+    target = ImportTarget(app.conversations, app.files, app.transfer, app.settings.limits)
+    mirror = Mirror(target, LOCAL_OWNER, [watched], None)
+    assert (await mirror.once()).problems == []
+    with open_bundle(watched) as bundle:
+        assert bundle.names() == ["a.json"]
+        file.unlink()
+        file.symlink_to(secret)
+        with pytest.raises(PermissionError, match="is a link out of the directory"):
+            bundle.open_raw("a.json")
+    assert len((await mirror.once()).problems) == 1
+    assert (await mirror.once()).problems == []
+    file.unlink()
+    await mirror.once()
+    file.symlink_to(secret)
+    assert len((await mirror.once()).problems) == 1
+    assert await names_of(rig) == ["a"]

@@ -20,8 +20,8 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from exai import __version__
 from exai.client.failures import DAEMON, failure_of
+from exai.client.pools import HttpPools
 from exai.errors import (
     DaemonUnavailable,
     DeadlineExceeded,
@@ -37,12 +37,10 @@ from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import METHOD_NOT_FOUND
 from exai.models import Owner
 from exai.resilience import remaining_s
-from exai.settings.addresses import is_loopback
 from exai.store import wire
 
 PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 1.0
-CONNECT_S: Final = 5.0
 DISCOVER: Final = "server/discover"
 LARGE_BYTES: Final = 1_048_576
 """A request below it is accepted by every daemon."""
@@ -93,8 +91,8 @@ class DaemonCall:
 class StoreConnection:
     """The connections to one daemon; safe for any number of tasks of one event loop."""
 
-    def __init__(self, http: httpx.AsyncClient, url: str, token: TokenSource, timeout_s: float) -> None:
-        self._http, self._url, self._token, self._timeout_s = http, url, token, timeout_s
+    def __init__(self, pools: HttpPools, url: str, token: TokenSource, timeout_s: float) -> None:
+        self._pools, self._url, self._token, self._timeout_s = pools, url, token, timeout_s
         self._ids = itertools.count(1)
 
     async def send(self, call: DaemonCall) -> Any:
@@ -160,19 +158,12 @@ class StoreConnection:
             raise _too_large(size_bytes)
 
     async def _ask(self, body: bytes, headers: Mapping[str, str], on_part: OnPart | None) -> Mapping[str, Any]:
-        if on_part is None:
-            response = await self._http.post(self._url, content=body, headers=headers)
-            return _result_of(response.status_code, response.headers, response.content, len(body))
-        async with self._http.stream("POST", self._url, content=body, headers=headers) as streamed:
-            if not streamed.headers.get("content-type", "").startswith(STREAM):
-                return _result_of(streamed.status_code, streamed.headers, await streamed.aread(), len(body))
-            async for message in _messages(streamed):
-                if "method" not in message:
-                    return _checked(message)
-                part = message.get("params", {}).get("_meta", {}).get(versions.META_PART)
-                if part is not None:
-                    await on_part(part)
-        raise httpx.RemoteProtocolError("the stream ended before its answer")
+        with self._pools.borrow() as http:
+            if on_part is None:
+                response = await http.post(self._url, content=body, headers=headers)
+                return _result_of(response.status_code, response.headers, response.content, len(body))
+            async with http.stream("POST", self._url, content=body, headers=headers) as streamed:
+                return await _answer_of(streamed, on_part, len(body))
 
     async def _whole(self, call: DaemonCall, result: Mapping[str, Any], scope: asyncio.Timeout) -> Any:
         """Return the value of an answer, whose further parts are asked for if it is too long for one."""
@@ -240,22 +231,22 @@ class StoreConnection:
         return DaemonUnavailable(DAEMON, f"no answer from {self._url} within {limit_s:g} s{reason}", cure)
 
 
-def open_http(url: str, max_connections: int) -> httpx.AsyncClient:
-    """Return the HTTP client for a daemon; proxies of the environment are not used on the way to this machine."""
-    return httpx.AsyncClient(
-        # Reading the certificates of authorities takes longer than a hundred calls.
-        verify=httpx.URL(url).scheme == "https",
-        limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-        trust_env=not is_loopback(httpx.URL(url).host),
-        follow_redirects=False,
-        timeout=httpx.Timeout(None, connect=CONNECT_S),
-        headers={"user-agent": f"exai-client/{__version__}", "accept-encoding": "identity"},
-    )
-
-
 def _left_s(scope: asyncio.Timeout) -> float:
     until = scope.when()
     return math.inf if until is None else until - asyncio.get_running_loop().time()
+
+
+async def _answer_of(streamed: httpx.Response, on_part: OnPart, sent_bytes: int) -> Mapping[str, Any]:
+    """Return the result of an answer in parts, which `on_part` receives."""
+    if not streamed.headers.get("content-type", "").startswith(STREAM):
+        return _result_of(streamed.status_code, streamed.headers, await streamed.aread(), sent_bytes)
+    async for message in _messages(streamed):
+        if "method" not in message:
+            return _checked(message)
+        part = message.get("params", {}).get("_meta", {}).get(versions.META_PART)
+        if part is not None:
+            await on_part(part)
+    raise httpx.RemoteProtocolError("the stream ended before its answer")
 
 
 async def _messages(response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:

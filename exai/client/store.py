@@ -9,7 +9,8 @@ from typing import Final
 
 import httpx
 
-from exai.client.connection import StoreConnection, TokenSource, open_http
+from exai.client.connection import StoreConnection, TokenSource
+from exai.client.pools import open_pools
 from exai.client.services import ChatsClient, ConversationsClient, FilesClient
 from exai.errors import InvalidArgument
 from exai.validation import check_duration
@@ -49,8 +50,8 @@ async def connect(
     address = _address(url)
     check_duration("timeout_s", timeout_s, MAX_TIMEOUT_S)
     check_duration("chat_timeout_s", chat_timeout_s, MAX_TIMEOUT_S)
-    async with open_http(address, max_connections) as http:
-        connection = StoreConnection(http, address, token, timeout_s)
+    async with open_pools(address, max_connections) as pools:
+        connection = StoreConnection(pools, address, token, timeout_s)
         yield Client(ConversationsClient(connection), FilesClient(connection), ChatsClient(connection, chat_timeout_s))
 
 

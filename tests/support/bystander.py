@@ -1,6 +1,7 @@
 """Another owner during an attack: calls `version` one after the other, from a process of its own.
 
-Run with a port and a token; ends at the end of its input and prints what its calls took and how many were refused.
+Run with a port, a token and the id of the daemon's process. Ends at the end of its input, and prints how long its calls
+took, how long daemon and client waited for a processor meanwhile, and how many calls were refused.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
@@ -38,6 +41,15 @@ def opened(port: int, token: str) -> connect:
     )
 
 
+def queued_s(*threads: Path) -> float:
+    """Return how long these threads have been ready to run without a processor, by Linux' scheduler; elsewhere 0."""
+    found = 0
+    for each in threads:
+        with suppress(OSError):
+            found += int((each / "schedstat").read_text().split()[1])
+    return found / 1e9
+
+
 def is_served(socket: ClientConnection) -> bool:
     socket.send(json.dumps(CALL))
     answer = json.loads(socket.recv(LIMIT_S))
@@ -48,10 +60,16 @@ def is_served(socket: ClientConnection) -> bool:
 
 
 class Bystander:
-    def __init__(self) -> None:
+    def __init__(self, pid: int) -> None:
         self.ended = threading.Event()
         self.took_s: list[float] = []
+        self.queued_s: list[float] = []
         self.refused = 0
+        # The event loop of the daemon, which a call passes through as it does through the threads here.
+        self._daemon = Path(f"/proc/{pid}/task/{pid}")
+
+    def _queued_s(self) -> float:
+        return queued_s(self._daemon, *Path("/proc/self/task").glob("*"))
 
     def connected(self, port: int, token: str) -> None:
         """Call over one connection until the end, or until it fails."""
@@ -59,11 +77,12 @@ class Bystander:
             socket.send(json.dumps(HANDSHAKE))
             socket.recv(LIMIT_S)
             while not self.ended.is_set():
-                began = time.perf_counter()
+                began, queued = time.perf_counter(), self._queued_s()
                 try:
                     self.refused += not is_served(socket)
                 finally:
                     self.took_s.append(time.perf_counter() - began)
+                    self.queued_s.append(self._queued_s() - queued)
                 if len(self.took_s) == 1:
                     print("ready", flush=True)
                 time.sleep(PAUSE_S)
@@ -76,8 +95,8 @@ class Bystander:
             except (OSError, TimeoutError, WebSocketException):
                 self.refused += 1
                 time.sleep(PAUSE_S)
-        print(json.dumps({"took_s": self.took_s, "refused": self.refused}), flush=True)
+        print(json.dumps({"took_s": self.took_s, "queued_s": self.queued_s, "refused": self.refused}), flush=True)
 
 
 if __name__ == "__main__":
-    Bystander().main(int(sys.argv[1]), sys.argv[2])
+    Bystander(int(sys.argv[3])).main(int(sys.argv[1]), sys.argv[2])

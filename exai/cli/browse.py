@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TextIO
 
 from exai.app import App, open_app
+from exai.cli.command import with_few_connections
 from exai.cli.terminal_text import shown
 from exai.db.filters import ALL, ListFilter
 from exai.db.search import SearchQuery
@@ -44,7 +45,7 @@ class Output:
 
 async def show(settings: Settings, owner: Owner, name: str, limit: int, output: Output) -> None:
     """Write the newest messages of one conversation, oldest first."""
-    async with open_app(settings) as app:
+    async with open_app(with_few_connections(settings)) as app:
         await check_owner(app, settings, owner)
         found = await whole_id(app, owner, name, output.program)
         page = await app.conversations.read(owner, found, limit=limit)
@@ -59,7 +60,7 @@ async def show(settings: Settings, owner: Owner, name: str, limit: int, output: 
 
 async def search(settings: Settings, query: SearchQuery, limit: int, output: Output) -> None:
     """Write the best matching messages, each with its conversation."""
-    async with open_app(settings) as app:
+    async with open_app(with_few_connections(settings)) as app:
         page = await app.conversations.search(query, limit=limit)
         if not page.hits:
             await check_owner(app, settings, query.owner)

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from exai.app import App, open_app
 from exai.cli.browse import Output, check_owner, list_newest, newest_id, owner_option, whole_id
+from exai.cli.command import with_few_connections
 from exai.cli.terminal_text import shown
 from exai.conversations import ChatRequest
 from exai.errors import ConfigError, ExaiError, InvalidArgument
@@ -64,7 +65,7 @@ async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -
         raise ConfigError("--reread", "needs a conversation with files", "Give --continue ID or --last")
     interactive = not options.words and not options.list_only and streams.input.isatty()
     prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
-    async with open_app(settings) as app:
+    async with open_app(with_few_connections(settings)) as app:
         await check_owner(app, settings, options.owner)
         if options.list_only:
             await list_newest(app, options.owner, Output(streams.output, streams.error))

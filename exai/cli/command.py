@@ -26,6 +26,9 @@ OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 
 OBJECTS_PER_COLLECTION = 10_000
 
+MOST_CONNECTIONS = 4
+"""One for the user's call, and the rest for the leases, the index of words and the metrics beside it."""
+
 SERVER_PACKAGES = ("websockets", "uvicorn", "starlette", "httptools", "jwt", "cryptography")
 """Import names of the packages that the extra `server` installs on every platform."""
 
@@ -41,6 +44,15 @@ def require_server(command: str) -> None:
             f"needs packages that are not installed ({', '.join(missing)})",
             'Install them with pip install "exai[server]"',
         )
+
+
+def with_few_connections(settings: Settings) -> Settings:
+    """Return the settings for a command of one user, with at most `MOST_CONNECTIONS` connections to the database.
+
+    Each costs time at the start, and a place of the few that a hosted database has.
+    """
+    size = min(settings.database.pool_size, MOST_CONNECTIONS)
+    return settings.model_copy(update={"database": settings.database.model_copy(update={"pool_size": size})})
 
 
 def owner_of(options: argparse.Namespace) -> Owner:

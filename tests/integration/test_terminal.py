@@ -18,6 +18,7 @@ import pytest
 
 from exai.app import open_app
 from exai.cli.chat import ChatOptions, Streams, run_chat
+from exai.cli.command import MOST_CONNECTIONS
 from exai.conversations.formats import ConversationText, MessageText
 from exai.conversations.requests import ChatRequest
 from exai.errors import ConfigError, InvalidArgument, NotFound, ProviderError
@@ -25,6 +26,7 @@ from exai.models import LOCAL_OWNER, NewMessage, Owner
 from exai.settings.load import Settings, load_settings
 from tests.support.commands import run_exai_as_text
 from tests.support.daemon import ROOT, environment
+from tests.support.pg_proxy import PgProxy
 from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
 from tests.support.waiting import START_WAIT_S, wait_until
 
@@ -163,6 +165,20 @@ async def test_conversations_are_searched_and_shown(settings: Settings, environ:
     status, out, error = await asyncio.to_thread(run_command, environ, "show", "nothing")
     assert (status, out) == (1, "")
     assert "chat --list" in error
+
+
+@pytest.mark.direct
+async def test_a_command_of_one_user_opens_few_connections(
+    settings: Settings, environ: dict[str, str], postgres_url: str
+) -> None:
+    """A hosted database has few, and each takes time at the start; fewer are opened if the setting says so."""
+    await stored(settings, "first", "the quick brown fox")
+    for size, opened in (("10", MOST_CONNECTIONS), ("1", 1)):
+        for arguments in (("show", "first"), ("chat", "--list")):
+            async with PgProxy(postgres_url) as proxy:
+                given = {**environ, "EXAI_DATABASE__URL": proxy.url, "EXAI_DATABASE__POOL_SIZE": size}
+                assert (await asyncio.to_thread(run_command, given, *arguments))[0] == 0
+                assert proxy.connects == opened
 
 
 async def test_operator_names_the_owner(settings: Settings, environ: dict[str, str], tmp_path: Path) -> None:

@@ -239,9 +239,12 @@ create table exai.removed_conversations (
     continuation_id text not null,
     changed_xid xid8 not null default pg_current_xact_id(),
     removed_at timestamp with time zone not null default now(),
+    revision bigint not null default 0,
     constraint removed_conversations_pkey PRIMARY KEY (changed_xid, owner, continuation_id)
 );
 alter table exai.removed_conversations enable row level security;
+
+CREATE INDEX removed_conversations_name_idx ON exai.removed_conversations USING btree (owner, continuation_id);
 
 create table exai.removed_threads (
     owner text not null,
@@ -1275,6 +1278,10 @@ begin
            revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id;
     v_base := v.revision + 1;
+  else
+    select coalesce(pg_catalog.max(r.revision) + 1, 0) into v_base
+      from exai.removed_conversations r
+     where r.owner = p_owner and r.continuation_id = p_name;
   end if;
   insert into public.conversations as c (id, owner, continuation_id, title, metadata, tags, revision, edited_revision,
                                          created_at, updated_at)
@@ -2704,9 +2711,9 @@ begin
   new.changed_xid := pg_current_xact_id();
   new.updated_at := clock_timestamp();
   if (new.owner, new.continuation_id) is distinct from (old.owner, old.continuation_id) then
-    insert into exai.removed_conversations (owner, continuation_id)
-    values (old.owner, old.continuation_id)
-    on conflict do nothing;
+    insert into exai.removed_conversations as r (owner, continuation_id, revision)
+    values (old.owner, old.continuation_id, new.revision)
+    on conflict (changed_xid, owner, continuation_id) do update set revision = greatest(r.revision, excluded.revision);
   end if;
   return new;
 end
@@ -2747,9 +2754,9 @@ CREATE OR REPLACE FUNCTION exai.note_removal_v1()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
-  insert into exai.removed_conversations (owner, continuation_id)
-  values (old.owner, old.continuation_id)
-  on conflict do nothing;
+  insert into exai.removed_conversations as r (owner, continuation_id, revision)
+  values (old.owner, old.continuation_id, old.revision)
+  on conflict (changed_xid, owner, continuation_id) do update set revision = greatest(r.revision, excluded.revision);
   return null;
 end
 $function$

@@ -3,9 +3,9 @@
 -- former_name. The new conversation's id is
 -- p_new_id, by which the caller recognizes that it was made.
 --
--- Revisions do not decrease for a name: the new conversation begins at the revision that the renamed one has then, so
--- that a cache, which compares revisions, never takes a page of the former conversation for one of the new one. For the
--- same reason that is its edited_revision.
+-- Revisions do not decrease for a name: the new conversation begins at the revision that the renamed one has then, or
+-- above that of the one that was purged, as long as that is recorded, so that a cache, which compares revisions, never
+-- takes a page of the former conversation for one of the new one. For the same reason that is its edited_revision.
 --
 -- A name that does not exist cannot be locked; concurrent callers wait for each other by an advisory lock.
 create or replace function exai.claim_name_v1(p_owner text, p_name text, p_new_id uuid, p_header jsonb)
@@ -45,6 +45,10 @@ begin
            revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id;
     v_base := v.revision + 1;
+  else
+    select coalesce(pg_catalog.max(r.revision) + 1, 0) into v_base
+      from exai.removed_conversations r
+     where r.owner = p_owner and r.continuation_id = p_name;
   end if;
   insert into public.conversations as c (id, owner, continuation_id, title, metadata, tags, revision, edited_revision,
                                          created_at, updated_at)

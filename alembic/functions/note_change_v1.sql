@@ -14,9 +14,9 @@ begin
   new.changed_xid := pg_current_xact_id();
   new.updated_at := clock_timestamp();
   if (new.owner, new.continuation_id) is distinct from (old.owner, old.continuation_id) then
-    insert into exai.removed_conversations (owner, continuation_id)
-    values (old.owner, old.continuation_id)
-    on conflict do nothing;
+    insert into exai.removed_conversations as r (owner, continuation_id, revision)
+    values (old.owner, old.continuation_id, new.revision)
+    on conflict (changed_xid, owner, continuation_id) do update set revision = greatest(r.revision, excluded.revision);
   end if;
   return new;
 end

@@ -19,6 +19,7 @@ INDEXES = {
     # In the order of code points, so that names with the same beginning are adjacent in any locale.
     "conversations_name_idx": 'public.conversations (owner, continuation_id collate "C")',
     "conversations_former_idx": "public.conversations (owner, former_name) where former_name is not null",
+    "removed_conversations_name_idx": "exai.removed_conversations (owner, continuation_id)",
     "conversations_expires_idx": "public.conversations (expires_at) where expires_at is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from exai.cache.conversations import ConversationCache
+from exai.cache.conversations import NO_REVISION, ConversationCache
 from exai.cache.entry import cache_keys, watermark_key
 from exai.cache.reconciliation import ChangedRevisions, Reconciler
 from exai.cache.records import Hit, Loaded, Miss, PreloadedPage
@@ -47,6 +47,9 @@ SIMULATED_TIME = f"local now = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
 SHARES = (0.3, 1.0, 3.0)
 RESTS = (0, 5, 20)
 PACES = ((0.1, 0.3), (0.3, 0.8), (0.3, 1.3, 2.1))
+REUSES = ("replace", "purge")
+"""A name is used again after its conversation was deleted, or removed."""
+
 FAULTS = (
     *("evict entry", "evict lease", "evict watermark", "flush", "roll back", "restart", "failover", "recover"),
     *("clock back", "cut", "die"),
@@ -74,6 +77,7 @@ class Version:
     xid: int
     order: int
     server_epoch: str
+    is_purged: bool = False
 
     def loaded(self, server_epoch: str) -> Loaded:
         conversation = Conversation(
@@ -147,10 +151,15 @@ class World:
             # The former conversation was deleted and renamed: two changes of it that no other daemon has to know.
             id_, messages = f"id-{next(self._words)}", (self.message(1),)
             revision = before.revision + 3 if self.plan.continues_revisions else 1
+        elif kind == "purge":
+            # The row of the former conversation was removed before, which leaves a record of its last revision.
+            id_, messages = f"id-{next(self._words)}", (self.message(1),)
+            revision = before.revision + 2 if self.plan.records_removals else 1
         else:
             messages = (*before.messages, self.message(len(before.messages) + 1))
         place = before.number + 1, id_, revision
-        after = Version(name, *place, messages, self.now_us, xid, next(self._orders), self.server_epoch)
+        made = xid, next(self._orders), self.server_epoch, kind == "purge"
+        after = Version(name, *place, messages, self.now_us, *made)
         self.log[name].append(after)
         return before, after
 
@@ -161,8 +170,13 @@ class World:
         rows = [] if since is None else [each for each in newest if each.xid >= int(since)]
         if self.cursor == "first row only":
             rows = rows[:1]
+        removed = [
+            (LOCAL_OWNER, name, NO_REVISION)
+            for name, versions in self.log.items()
+            if since is not None and any(each.is_purged and each.xid >= int(since) for each in versions)
+        ]
         return ChangedRevisions(
-            str(xmin), self.server_epoch, [(LOCAL_OWNER, each.name, each.revision) for each in rows]
+            str(xmin), self.server_epoch, [*removed, *((LOCAL_OWNER, each.name, each.revision) for each in rows)]
         )
 
     def acknowledge(self, daemon: int, version: Version, *, applied: bool) -> None:
@@ -326,7 +340,7 @@ class Daemon:
         name = self.stage.rng.choice(self.world.names)
         kind = "edit" if self.stage.rng.random() < 0.2 else "append"
         if self.world.plan.replaces and self.stage.rng.random() < 0.4:
-            kind = self.stage.rng.choice(("rewind", "replace"))
+            kind = self.stage.rng.choice(("rewind", *self.world.plan.reuses))
         found = (
             await self.cache.read(ConversationKey(LOCAL_OWNER, name))
             if self.warm and self.stage.rng.random() < 0.7
@@ -344,7 +358,7 @@ class Daemon:
             return
         delta = after.messages[len(before.messages) :] if kind == "append" else None
         base = before.revision
-        if kind == "replace":
+        if kind in REUSES:
             delta, base = after.messages, after.revision - 1
         await self.pause(self.slow)
         preloaded = (
@@ -373,6 +387,8 @@ class Plan:
     min_revisions: bool = True
     replaces: bool = False
     continues_revisions: bool = True
+    records_removals: bool = True
+    reuses: tuple[str, ...] = REUSES
     faults: frozenset[str] | None = None
 
 

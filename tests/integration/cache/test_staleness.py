@@ -44,7 +44,7 @@ class TestPromises:
     async def test_no_history_with_rewinds_and_names_used_again_breaks_a_promise(
         self, topology: Topology, scripts: Scripts
     ) -> None:
-        """Promise 4: nothing of what was cut off, or of a deleted conversation that had the name before."""
+        """Promise 4: nothing of what was cut off, or of a deleted or purged conversation that had the name before."""
         plan = Plan(replaces=True)
         reports = [await simulate(topology, scripts, seed, plan) for seed in range(SEEDS)]
         assert sum(report.hits for report in reports) > 3 * SEEDS
@@ -143,10 +143,13 @@ MUTANTS = {
     ),
     "a reconciliation sees some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
     "a name's revisions begin again": Mutant(
-        Plan(replaces=True, continues_revisions=False, faults=frozenset({"die"})), 613
+        Plan(replaces=True, reuses=("replace",), continues_revisions=False, faults=frozenset({"die"})), 613
     ),
     "a name's revisions begin again for a process": Mutant(
-        Plan(replaces=True, continues_revisions=False, faults=frozenset({"cut"}))
+        Plan(replaces=True, reuses=("replace",), continues_revisions=False, faults=frozenset({"cut"}))
+    ),
+    "a purge leaves no revision": Mutant(
+        Plan(replaces=True, reuses=("purge",), records_removals=False, faults=frozenset({"cut"}))
     ),
     "a rewind is applied as an addition": Mutant(
         Plan(lua("apply", " or added < 0 then", " then added = math.max(added, 0)"), replaces=True, faults=frozenset())

@@ -203,7 +203,7 @@ class TestCached:
     async def test_other_conversation_of_the_same_name_removes_the_entry(
         self, cache: ConversationCache, stored: Stored
     ) -> None:
-        """A conversation was purged, and its continuation id taken again: revisions start anew."""
+        """A conversation was erased, and its continuation id taken again: revisions start anew."""
         await fill(cache, stored)
         stored.id = ConversationId("0198c0de-0000-7000-8000-000000000002")
         stored.messages.clear()

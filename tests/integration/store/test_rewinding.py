@@ -14,7 +14,7 @@ from exai.db.filters import ListFilter
 from exai.db.lifecycle import CurationRepository
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 
 NAME = ContinuationId("session/1")
@@ -312,6 +312,33 @@ async def test_cut_and_former_conversations_are_purged_and_erased(rig: Rig) -> N
         purged = await CurationRepository(rig.app.database).purge(after_s=0.0)
     assert (await rig.app.conversations.list(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations == ()
     assert await text_of(rig) == "xyz"
+
+
+async def test_a_purged_name_is_used_again_while_the_cache_misses_it(
+    rig: Rig, postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Another process deletes it and this one makes another, both without Redis, where the former page still is."""
+    conversations = rig.app.conversations
+    async with open_rig(postgres_url, redis_url, tmp_path) as other:
+        while (await other.app.cache.status()).watermark_age_s is None:
+            # The first reconciliation would remove the entry.
+            await asyncio.sleep(0)
+        for letter in "abc":
+            await append(rig, letter)
+        before = (await conversations.read(LOCAL_OWNER, NAME)).conversation
+        await rig.app.cache.wait_settled()
+        assert (await conversations.read(LOCAL_OWNER, NAME)).source == "cache"
+        other.cache.lose_request(b"EVALSHA")
+        await other.app.conversations.delete(LOCAL_OWNER, NAME)
+        await CurationRepository(other.app.database).purge(after_s=0.0)
+        held = await rig.app.cache.read_uncovered(ConversationKey(LOCAL_OWNER, NAME))
+        assert held is not None
+        assert held.conversation.id == before.id
+        rig.cache.lose_request(b"EVALSHA")
+        await append(rig, "x")
+        page = await conversations.read(LOCAL_OWNER, NAME)
+        assert letters(page.messages) == "x"
+        assert page.conversation.revision > before.revision
 
 
 @pytest.mark.parametrize("name", [ContinuationId("n"), ContinuationId("n" * 500)], ids=["short", "longest"])

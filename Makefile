@@ -56,7 +56,7 @@ test-previous: .venv/dev.done ## run the acceptance tests of the last release on
 	@$(PY) -m tests.migration.previous $(ARGS)
 
 # Each framework in environments of its own, with its oldest and its newest release.
-ADAPTERS := openai-agents claude-agent adk pydantic-ai agent-framework langchain
+ADAPTERS := openai-agents claude-agent adk pydantic-ai agent-framework langchain langgraph
 .PHONY: test-adapters
 test-adapters: .venv/dev.done $(foreach age,oldest newest,$(ADAPTERS:%=.venv/adapters/%-$(age)/done)) ## run the adapters with the oldest and the newest release of their frameworks (minutes)
 	@for name in $(ADAPTERS); do for age in oldest newest; do echo "$$name, $$age"; \

@@ -44,9 +44,11 @@ LOCKS = {
     "stores": ["--group", "stores"],
     "supply": ["--group", "supply"],
 }
-FRAMEWORKS = ("openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain")
+FRAMEWORKS = ("openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain", "langgraph")
 """The extras that are adapters: each has a lock with the newest release of its framework, and one with the oldest."""
 ADAPTER = (*("--extra", "server", "--extra", "embedded"), "--group", "adapters")
+OWN_TESTS = {"langgraph": ("--group", "langgraph")}
+"""What the tests of one framework need."""
 HELD = ("image", "dev", "browser", "fuzz")
 OLDEST_PLATFORM = ("--python-platform", "linux")
 LOWEST = "lowest"
@@ -104,7 +106,7 @@ def write(uv: str, *, keep: bool) -> None:
 def write_adapters(uv: str, *, keep: bool) -> None:
     """Resolve an environment for each framework, with its newest and its oldest release that EXAI allows."""
     for name in FRAMEWORKS:
-        options = ["pyproject.toml", "--extra", name, *ADAPTER, *OLDEST_PLATFORM]
+        options = ["pyproject.toml", "--extra", name, *ADAPTER, *OWN_TESTS.get(name, ()), *OLDEST_PLATFORM]
         compile_lock(uv, f"adapters/{name}-newest", [*options, *([] if keep else ["--upgrade"])])
         tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         [requirement] = tables["project"]["optional-dependencies"][name]

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from exai.client.connection import TokenSource
 from exai.client.store import CHAT_TIMEOUT_S, DEFAULT_URL, MAX_CONNECTIONS, TIMEOUT_S, connect
-from exai.store import Chats, Conversations, Files, Store
+from exai.store import Chats, Checkpoints, Conversations, Files, Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,6 +97,19 @@ class BlockingChats:
         self.cancel = thread.blocking(service.cancel)
 
 
+class BlockingCheckpoints:
+    """Checkpoints of agents; see `exai.store.protocols.Checkpoints`."""
+
+    def __init__(self, thread: LoopThread, service: Checkpoints) -> None:
+        self.put = thread.blocking(service.put)
+        self.put_writes = thread.blocking(service.put_writes)
+        self.get = thread.blocking(service.get)
+        self.list = thread.blocking(service.list)
+        self.ancestry = thread.blocking(service.ancestry)
+        self.prune = thread.blocking(service.prune)
+        self.copy = thread.blocking(service.copy)
+
+
 class BlockingStore:
     """A store whose methods return their results; names and arguments are those of `exai.store.Store`."""
 
@@ -104,6 +117,7 @@ class BlockingStore:
         self.conversations = BlockingConversations(thread, store.conversations)
         self.files = BlockingFiles(thread, store.files)
         self.chat = BlockingChats(thread, store.chat)
+        self.checkpoints = BlockingCheckpoints(thread, store.checkpoints)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Final
 
 import httpx
 
+from exai.client.checkpoints import CheckpointsClient
 from exai.client.connection import StoreConnection, TokenSource
 from exai.client.pools import open_pools
 from exai.client.services import ChatsClient, ConversationsClient, FilesClient
@@ -30,6 +31,7 @@ class Client:
     conversations: ConversationsClient
     files: FilesClient
     chat: ChatsClient
+    checkpoints: CheckpointsClient
 
 
 @asynccontextmanager
@@ -52,7 +54,12 @@ async def connect(
     check_duration("chat_timeout_s", chat_timeout_s, MAX_TIMEOUT_S)
     async with open_pools(address, max_connections) as pools:
         connection = StoreConnection(pools, address, token, timeout_s)
-        yield Client(ConversationsClient(connection), FilesClient(connection), ChatsClient(connection, chat_timeout_s))
+        yield Client(
+            ConversationsClient(connection),
+            FilesClient(connection),
+            ChatsClient(connection, chat_timeout_s),
+            CheckpointsClient(connection),
+        )
 
 
 def _address(url: str) -> str:

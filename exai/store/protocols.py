@@ -1,6 +1,7 @@
 """The interface of a store of conversations: `App` has it in the process, `exai.client` over a running daemon.
 
-The services of `exai.conversations` and `exai.files` describe each method, its round trips and its errors.
+The services of `exai.conversations`, `exai.files` and `exai.checkpoints` describe each method, its round trips and its
+errors.
 
 Invariant: every method is one request to a daemon (`exai.store.wire` derives the requests from these signatures), so
 that parameters and results are values that JSON can hold.
@@ -8,11 +9,13 @@ that parameters and results are values that JSON can hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from exai.conversations.requests import Appended, AppendRequest, ChatRequest, ChatResult, Rewound
 from exai.conversations.turns.result import TurnOutcome
+from exai.db.checkpoints.records import ChannelHistory, CheckpointPage, CheckpointRecord, TaskWrite, ThreadState
+from exai.db.checkpoints.repository import MAX_CHECKPOINTS
 from exai.db.conversations import ConversationPage, ListOrder
 from exai.db.files import FileList
 from exai.db.filters import ALL, ListFilter
@@ -176,8 +179,71 @@ class Chats(Protocol):
         """Cancel a running turn."""
 
 
+class Checkpoints(Protocol):
+    """Checkpoints of agents; see `exai.checkpoints.service`."""
+
+    async def put(self, owner: Owner, checkpoint: CheckpointRecord, *, ttl_s: float | None = None) -> ThreadState:
+        """Store a checkpoint with the values of its channels' new versions."""
+
+    async def put_writes(
+        self,
+        owner: Owner,
+        thread_id: str,
+        checkpoint_id: str,
+        writes: Sequence[TaskWrite],
+        *,
+        namespace: str = "",
+        replaces: bool = False,
+        ttl_s: float | None = None,
+    ) -> ThreadState | None:
+        """Store what one task has written after a checkpoint."""
+
+    async def get(
+        self,
+        owner: Owner,
+        thread_id: str,
+        *,
+        namespace: str = "",
+        checkpoint_id: str | None = None,
+        extends: bool = False,
+    ) -> CheckpointRecord | None:
+        """Return a checkpoint, the newest without an id."""
+
+    async def list(
+        self,
+        owner: Owner,
+        *,
+        thread_id: str | None = None,
+        namespace: str | None = None,
+        checkpoint_id: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+        before: str | None = None,
+        limit: int = MAX_CHECKPOINTS,
+        cursor: str | None = None,
+    ) -> CheckpointPage:
+        """List checkpoints in pages, newest first."""
+
+    async def ancestry(
+        self, owner: Owner, thread_id: str, checkpoint_id: str, channels: Sequence[str], *, namespace: str = ""
+    ) -> tuple[ChannelHistory, ...]:
+        """Return what the ancestors of a checkpoint have written to channels, since the nearest value."""
+
+    async def prune(
+        self,
+        owner: Owner,
+        thread_ids: Sequence[str] = (),
+        *,
+        keeps_newest: bool = False,
+        run_ids: Sequence[str] | None = None,
+    ) -> int:
+        """Remove checkpoints of threads or of runs."""
+
+    async def copy(self, owner: Owner, source: str, target: str) -> ThreadState | None:
+        """Copy all checkpoints of a thread into another one."""
+
+
 class Store(Protocol):
-    """A store of conversations."""
+    """A store of conversations and checkpoints."""
 
     @property
     def conversations(self) -> Conversations:
@@ -190,3 +256,7 @@ class Store(Protocol):
     @property
     def chat(self) -> Chats:
         """The models that can be asked."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of agents."""

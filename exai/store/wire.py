@@ -13,19 +13,18 @@ from __future__ import annotations
 import base64
 import binascii
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Final, Protocol, cast, get_args, get_origin, get_type_hints
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from exai.errors import InvalidArgument
-from exai.files.loading import FileContent
 from exai.models import FileId, Owner, StoredFile
-from exai.store.protocols import Chats, Conversations, Files
+from exai.store.protocols import Chats, Checkpoints, Conversations, Files
 
 EXTENSION: Final = "exai/store"
 MAX_BYTES: Final = "messageMaxBytes"
@@ -50,7 +49,13 @@ class FileRanges(Protocol):
         """Return a file, and `size_bytes` bytes of it from `offset` on."""
 
 
-SERVICES: Final = (("conversations", Conversations), ("files", Files), ("files", FileRanges), ("chat", Chats))
+SERVICES: Final = (
+    ("conversations", Conversations),
+    ("files", Files),
+    ("files", FileRanges),
+    ("chat", Chats),
+    ("checkpoints", Checkpoints),
+)
 IN_PARTS: Final = "files.read"
 """The method that a client makes of `read_range`."""
 
@@ -150,8 +155,8 @@ def _with_bytes(value: Any, field: str) -> Any:
             return base64.b64decode(value, validate=True)
         except binascii.Error:
             raise InvalidArgument(field or "data", "is not base64", "Encode the bytes in base64") from None
-    if isinstance(value, FileContent):
-        return replace(value, data=_with_bytes(value.data, f"{field}.data"))
+    if names := _fields_with_bytes(cast("Hashable", type(value))):
+        return replace(value, **{name: _with_bytes(getattr(value, name), f"{field}.{name}") for name in names})
     if type(value) in (list, tuple):
         return type(value)(_with_bytes(each, f"{field}[{place}]") for place, each in enumerate(value))
     return value
@@ -178,6 +183,22 @@ def _refuse_unknown(kind: Any, value: object, field: str) -> None:
 def _is_plain(kind: Any) -> bool:
     kinds = {getattr(each, "__supertype__", each) for each in get_args(kind) or (kind,)}
     return kinds <= {int, str, bool, NoneType}
+
+
+@cache
+def _fields_with_bytes(kind: Hashable) -> tuple[str, ...]:
+    """Return the fields of a dataclass that are bytes, or hold dataclasses with such fields."""
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return ()
+    hints = get_type_hints(kind)
+    return tuple(each.name for each in fields(kind) if _holds_bytes(hints[each.name]))
+
+
+def _holds_bytes(hint: Any) -> bool:
+    if isinstance(hint, type):
+        return hint is bytes or bool(_fields_with_bytes(cast("Hashable", hint)))
+    # Functions are not sent.
+    return get_origin(hint) is not Callable and any(map(_holds_bytes, get_args(hint)))
 
 
 @cache

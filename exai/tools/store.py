@@ -44,7 +44,12 @@ class StoreCalls:
     """The calls of the extension, for one application."""
 
     def __init__(self, app: App) -> None:
-        self._services: dict[str, object] = {"conversations": app.conversations, "files": app.files, "chat": app.chat}
+        self._services: dict[str, object] = {
+            "conversations": app.conversations,
+            "files": app.files,
+            "chat": app.chat,
+            "checkpoints": app.checkpoints,
+        }
         self._room_bytes = app.settings.server.reply_max_bytes - FRAME_BYTES
         self._ranges = FileRange(app.files, max(FRAME_BYTES, self._room_bytes // 2))
 

@@ -49,13 +49,13 @@ DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 S3 = declared(PROJECT["optional-dependencies"]["s3"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 PARTS = DOCUMENTS | S3 | OTEL
-ADAPTERS = {"openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain"}
+ADAPTERS = {"openai-agents", "claude-agent", "adk", "pydantic-ai", "agent-framework", "langchain", "langgraph"}
 FRAMEWORKS = declared([each for name in ADAPTERS for each in PROJECT["optional-dependencies"][name]])
 NEEDED_BY_PROGRAMS = {"openai-agents"}
 """The adapter takes the place of a class of the SDK, and does without importing it."""
 
-PARTS_OF_LANGCHAIN = {"langchain_core", "langgraph"}
-"""Packages that define the types of `langchain`, which pins them."""
+PARTS_OF_LANGCHAIN = {"langchain_core"}
+"""Packages that define the types of `langchain` and `langgraph`, which pin them."""
 
 NAMESPACES = {
     "opentelemetry": OTEL,

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from exai.conversations import AppendRequest, MetadataPatch, RecordPatch
+from exai.db.checkpoints.records import ChannelHistory, ChannelValue, CheckpointPage, CheckpointRecord, TaskWrite
 from exai.db.conversations import ConversationPage
 from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument
@@ -44,6 +45,16 @@ CONVERSATION = Conversation(
     pending=(PendingTurn("chat", None, AT),),
 )
 FILE = StoredFile(FileId("f"), "ab", 2, "text/plain", "n", AT)
+BYTES = bytes(range(256))
+RECORD = CheckpointRecord(
+    "thread",
+    "1",
+    *("msgpack", BYTES, "msgpack", b""),
+    facts={"step": 1},
+    versions={"ch": "1"},
+    values=(ChannelValue("ch", "1", "bytes", BYTES),),
+    writes=(TaskWrite("task", -1, "ch", "bytes", BYTES, "path", "1"),),
+)
 VALUES = [
     (
         "conversations.read",
@@ -55,6 +66,9 @@ VALUES = [
     ("files.read_range", (FILE, bytes(range(256)))),
     ("files.link", 3),
     ("files.delete", None),
+    ("checkpoints.get", RECORD),
+    ("checkpoints.list", CheckpointPage((RECORD, RECORD), None)),
+    ("checkpoints.ancestry", (ChannelHistory("ch", RECORD.writes, RECORD.values[0]), ChannelHistory("no", (), None))),
     ("chat.cancel", True),
     ("chat.result", None),
 ]

@@ -87,7 +87,19 @@ _sampling = [LogSampling(1.0)]
 def log_to_stderr() -> None:
     """Send log lines to standard error if the program has not configured structlog: its output is its own."""
     if not structlog.is_configured():
-        structlog.configure(logger_factory=_stderr_logger)
+        # structlog's own tracebacks have the values of variables, such as messages and keys.
+        stamp = structlog.processors.TimeStamper("%Y-%m-%d %H:%M:%S", utc=False)
+        structlog.configure([*_cleaned(), stamp, _as_text(sys.stderr)], logger_factory=_stderr_logger)
+
+
+def _cleaned() -> list[Processor]:
+    clean: list[Processor] = [structlog.processors.format_exc_info, redact, structlog.processors.add_log_level]
+    return [structlog.contextvars.merge_contextvars, structlog.processors.StackInfoRenderer(), *clean]
+
+
+def _as_text(stream: TextIO) -> Processor:
+    traceback = structlog.dev.plain_traceback
+    return structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0, exception_formatter=traceback)
 
 
 def _stderr_logger(*_: object) -> WrappedLogger:
@@ -104,23 +116,11 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     as_text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
-        redact,
-        structlog.stdlib.add_log_level,
+        *_cleaned(),
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    text_renderer = (
-        _with_formatted_time(
-            structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            )
-        )
-        if as_text
-        else None
-    )
+    text_renderer = _with_formatted_time(_as_text(stream)) if as_text else None
     handler = _Handler(stream, _as_json_lines if text_renderer is None else partial(_as_lines, text_renderer))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -28,7 +28,15 @@ from exai.settings.addresses import redact as redact_address
 from exai.settings.load import LogSettings
 from tests.support.daemon import ROOT
 
-LIBRARY = "import exai.logs as l, structlog; l.log_to_stderr(); structlog.get_logger().warning('slow_operation')"
+LIBRARY = """
+import exai.logs, structlog
+exai.logs.log_to_stderr()
+message = "what the user said"
+try:
+    raise ValueError("sk-of-a-provider-1234 is refused")
+except ValueError:
+    structlog.get_logger().exception("slow_operation")
+"""
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
@@ -367,7 +375,9 @@ def test_a_reader_of_logs_that_is_gone_stops_nothing() -> None:
 
 
 def test_standard_output_of_a_program_that_uses_the_library_is_its_own() -> None:
-    """Without a configuration, structlog prints log lines among what the program prints."""
+    """Without a configuration, structlog prints log lines among what the program prints, and values of variables."""
     done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == ""
-    assert "slow_operation" in done.stderr
+    assert "[error    ] slow_operation" in done.stderr
+    assert "ValueError: *** is refused" in done.stderr
+    assert "what the user said" not in done.stderr.replace(LIBRARY, "")

@@ -199,8 +199,9 @@ def _add_archive(commands: Any) -> None:
         nargs="+",
         metavar="[KIND] PATH",
         help="files, directories or archives; or - for an exported conversation from standard input. The kind is "
-        "recognised, or is one of chatgpt, claude-ai, claude-code, codex, gemini-cli, openai-agents, librechat, "
-        "open-webui, exai; claude-code, codex and gemini-cli without a path read the directory of that program",
+        "recognised, or is one of chatgpt, claude-ai, claude-code, codex, gemini-cli, openai-agents, langgraph, "
+        "librechat, open-webui, exai; claude-code, codex and gemini-cli without a path read the directory of that "
+        "program, and langgraph also reads a Postgres database, given by its address",
     )
     importing.add_argument("--dry-run", action="store_true", help="read everything, and store nothing")
     importing.add_argument(

@@ -32,6 +32,7 @@ from exai.settings.load import Settings
 BAR_CHARS: Final = 30
 DRAW_S: Final = 0.2
 STANDARD: Final = "-"
+ADDRESSES: Final = ("postgresql://", "postgres://")
 EXPORT_ENDINGS: Final = (".jsonl", ".md", ".markdown")
 OTHER_ENDINGS: Final = (".zip", ".json", ".db", ".sqlite", ".sqlite3")
 PLACES: Final = {
@@ -48,6 +49,8 @@ def is_own_export(options: argparse.Namespace) -> bool:
     if options.dry_run or options.watch or len(paths) != 1 or kind not in (None, "exai"):
         return False
     path = Path(paths[0])
+    if paths[0].startswith(ADDRESSES):
+        return False
     if options.format or options.as_name or paths[0] == STANDARD or not path.exists():
         return True
     if path.is_dir() or path.suffix.lower() in OTHER_ENDINGS:
@@ -82,16 +85,19 @@ def import_files(options: argparse.Namespace) -> int:
         raise InvalidArgument("PATH", "is missing", f"Give the path of an export of {kind}")
     if options.format or options.as_name:
         raise InvalidArgument("--format, --as", "are for one exported conversation of EXAI", "Leave them out")
-    paths = [Path(each).expanduser() for each in words]
+    addresses = [each for each in words if each.startswith(ADDRESSES)]
+    if addresses and (kind not in (None, "langgraph") or options.watch):
+        raise InvalidArgument("PATH", "is an address", "Only threads of LangGraph are read from one, without --watch")
+    paths = [Path(each).expanduser() for each in words if each not in addresses]
     bar = ImportBar(sys.stderr)
     if options.dry_run:
-        report = run(import_sources(None, owner_of(options), paths, kind, bar.draw))
+        report = run(import_sources(None, owner_of(options), paths, kind, bar.draw, addresses=addresses))
     else:
         settings = read_settings(errors_only=True)
         if options.watch:
             run(_mirror(settings, owner_of(options), paths, kind))
             return OK
-        report = run(_import(settings, owner_of(options), paths, kind, bar))
+        report = run(_import(settings, owner_of(options), paths, kind, bar, addresses=addresses))
     bar.end()
     if options.json:
         print(json.dumps(report.as_json(), indent=2))
@@ -106,10 +112,16 @@ def target_of(app: App) -> ImportTarget:
 
 
 async def _import(
-    settings: Settings, owner: Owner, paths: Sequence[Path], kind: SourceKind | None, bar: ImportBar
+    settings: Settings,
+    owner: Owner,
+    paths: Sequence[Path],
+    kind: SourceKind | None,
+    bar: ImportBar,
+    *,
+    addresses: Sequence[str],
 ) -> ImportReport:
     async with open_app(settings) as app, recorded_run(app.history.insert, "import") as figures:
-        report = await import_sources(target_of(app), owner, paths, kind, bar.draw)
+        report = await import_sources(target_of(app), owner, paths, kind, bar.draw, addresses=addresses)
         figures |= {"messages": report.stored, "damaged": report.damaged}
     return report
 

@@ -22,7 +22,7 @@ from exai.importers.reading.documents import SourceDocument
 from exai.importers.recognition import RecognisedFile, SourceKind, may_be_source, recognised_files
 from exai.importers.records import DamagedRecord, PassedOver, SourceConversation, SourceItem, SourceMessage
 from exai.importers.report import ImportReport
-from exai.importers.sources import READERS, own
+from exai.importers.sources import READERS, langgraph, own
 from exai.importers.storing import Storing
 from exai.models import Owner
 from exai.settings.load import LimitSettings
@@ -59,10 +59,12 @@ async def import_sources(
     on_progress: OnProgress = lambda _: None,
     *,
     label: str | None = None,
+    addresses: Sequence[str] = (),
 ) -> ImportReport:
     """Import files, directories and archives; without a target everything is read and counted, and nothing stored.
 
-    `label` is the name of the source in errors, by default its path.
+    `addresses` are Postgres databases of LangGraph's checkpointer. `label` is the name of the source in errors, by
+    default its path.
     Raises `NotFound` or `InvalidArgument` for a path that cannot be read, and `DatabaseError` when the store fails; an
     import that was interrupted is continued by calling this again.
     """
@@ -82,6 +84,8 @@ async def import_sources(
                     importing.report.count(PassedOver(OTHER_FILES))
                 else:
                     await importing.file(bundle, found)
+    for address in addresses:
+        await importing.address(address)
     return importing.report
 
 
@@ -113,7 +117,7 @@ class SourceImport:
                 await self._exports(document, before)
             else:
                 items = await asyncio.to_thread(READERS[found.kind], document)
-                await self._records(items, found.kind, document, before)
+                await self._records(items, found.kind, document.meter, before)
         except UNREADABLE as error:
             self.report.report(document.damaged("", f"cannot be read on ({getattr(error, 'strerror', None) or error})"))
         finally:
@@ -122,7 +126,17 @@ class SourceImport:
             self.report.read_bytes = before + bundle.size_bytes(found.name)
             self._on_progress(self.report)
 
-    async def _records(self, items: Iterator[SourceItem], kind: str, document: SourceDocument, before: int) -> None:
+    async def address(self, address: str) -> None:
+        """Import the threads of a Postgres database."""
+        self.report.sources[langgraph.KIND] += 1
+        meter = ReadMeter()
+        try:
+            await self._records(langgraph.read_address(address, meter), langgraph.KIND, meter, self.report.read_bytes)
+        finally:
+            if self._storing is not None:
+                await self._storing.end()
+
+    async def _records(self, items: Iterator[SourceItem], kind: str, meter: ReadMeter, before: int) -> None:
         error: BaseException | None = None
         while error is None:
             batch, error = await asyncio.to_thread(_batch, items)
@@ -135,7 +149,7 @@ class SourceImport:
                 elif isinstance(item, SourceConversation):
                     self.report.forks += item.fork is not None
                     self.report.conversations += item.fork is None
-            self.report.read_bytes = before + document.meter.read_bytes
+            self.report.read_bytes = before + meter.read_bytes
             self._on_progress(self.report)
         if isinstance(error, UNREADABLE):
             raise error

@@ -17,6 +17,7 @@ from exai.importers.reading.bundles import UNREADABLE, Bundle, ReadMeter
 from exai.importers.reading.documents import SourceDocument, mapping_of, value_of
 from exai.importers.reading.lines import read_json_lines
 from exai.importers.reading.walking import Begun, Part, Shape, walk
+from exai.importers.sources.langgraph import TABLES as GRAPH_TABLES
 from exai.importers.sources.openai_agents import MESSAGES as AGENT_TABLE
 from exai.importers.sources.openai_agents import tables_of
 
@@ -27,6 +28,7 @@ SourceKind = Literal[
     "codex",
     "gemini-cli",
     "openai-agents",
+    "langgraph",
     "librechat",
     "open-webui",
     "exai",
@@ -103,12 +105,19 @@ def kind_of_file(bundle: Bundle, name: str) -> SourceKind | None:
             head = _head(stream)
         if head.startswith(SQLITE):
             path = bundle.path(name)
-            return "openai-agents" if path is None or AGENT_TABLE in tables_of(path) else None
+            return "openai-agents" if path is None else _kind_of_tables(tables_of(path))
         if head[:MAX_MARK_BYTES].lstrip().startswith(EXAI_MARKDOWN):
             return "exai"
         return _kind_of_lines(head) or _kind_of_json(head)
     except (*UNREADABLE, ValueError):
         return None
+
+
+def _kind_of_tables(tables: set[str]) -> SourceKind | None:
+    """Recognise a database by its tables."""
+    if AGENT_TABLE in tables:
+        return "openai-agents"
+    return "langgraph" if tables >= GRAPH_TABLES else None
 
 
 def _head(stream: BinaryIO) -> bytes:

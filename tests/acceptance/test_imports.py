@@ -105,6 +105,8 @@ def test_the_command_says_what_it_cannot_import(settings: dict[str, str], tmp_pa
     for arguments, words in (
         (("other.json",), "other.json: is not recognised"),
         (("chatgpt", "missing.zip"), "there is no file 'missing.zip'"),
+        (("langgraph", "postgresql://127.0.0.1/x", "--watch"), "PATH: is an address"),
+        (("codex", "postgresql://127.0.0.1/x"), "PATH: is an address"),
         (("open-webui",), "PATH: is missing"),
         (("chatgpt", "other.json", "--as", "x"), "--format, --as"),
     ):

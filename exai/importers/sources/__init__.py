@@ -1,4 +1,4 @@
-"""The readers, one module for each kind of source; `langgraph` will read through LangGraph's own saver."""
+"""The readers, one module for each kind of source."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from exai.importers.sources import (
     claude_code,
     codex,
     gemini_cli,
+    langgraph,
     librechat,
     open_webui,
     openai_agents,
@@ -22,6 +23,6 @@ ReadSource = Callable[[SourceDocument], Iterator[SourceItem]]
 
 READERS: Final[Mapping[str, ReadSource]] = {
     module.KIND: module.read
-    for module in (chatgpt, claude_ai, claude_code, codex, gemini_cli, librechat, open_webui, openai_agents)
+    for module in (chatgpt, claude_ai, claude_code, codex, gemini_cli, langgraph, librechat, open_webui, openai_agents)
 }
 """The reader of each kind; conversations that EXAI exported are read by `exai.conversations.transfer`."""

@@ -46,7 +46,7 @@ def read(document: SourceDocument) -> Iterator[SourceItem]:
         yield document.damaged("", "is a database in an archive; unpack the archive and import the database")
         return
     try:
-        with closing(_open(path)) as database:
+        with closing(open_database(path)) as database:
             yield from _sessions(document, database)
     except sqlite3.Error as error:
         yield document.damaged("", f"cannot be read on as a database ({error})")
@@ -55,7 +55,7 @@ def read(document: SourceDocument) -> Iterator[SourceItem]:
 def tables_of(path: Path) -> set[str]:
     """Return the names of a database's tables; none if it is no database."""
     try:
-        with closing(_open(path)) as database:
+        with closing(open_database(path)) as database:
             return _tables(database)
     except sqlite3.Error:
         return set()
@@ -66,7 +66,8 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
     return {_text(name) for name, sql in rows if not _text(sql).lower().startswith("create virtual")}
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open a database for reading. Raises `sqlite3.Error`."""
     place = quote(str(path.absolute()))
     try:
         database = sqlite3.connect(f"file:{place}?mode=ro", uri=True, check_same_thread=False)

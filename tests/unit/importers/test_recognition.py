@@ -1,5 +1,6 @@
 """Which program wrote a file is recognised by the beginning of its content."""
 
+import importlib.util
 import json
 import sqlite3
 import struct
@@ -172,3 +173,17 @@ async def test_the_directory_of_an_archive_takes_no_more_memory_than_its_limit(t
         assert tracemalloc.get_traced_memory()[1] < size // 8
     finally:
         tracemalloc.stop()
+
+
+async def test_threads_of_a_checkpointer_need_its_package(tmp_path: Path) -> None:
+    """They are recognised by their tables; without the package the report names it."""
+    path = tmp_path / "x.db"
+    with sqlite3.connect(path) as database:
+        database.execute("create table checkpoints (thread_id text)")
+        database.execute("create table writes (thread_id text)")
+    database.close()
+
+    assert _kind(path) == "langgraph"
+    if importlib.util.find_spec("langgraph") is None:
+        report = await import_sources(None, LOCAL_OWNER, [path])
+        assert "install langgraph-checkpoint-sqlite" in report.problems[0]

@@ -247,8 +247,9 @@ class ConversationRepository:
         elif keys is not None:
             # The rows of a repeated append have no keys.
             stored = None
-        is_made = bool(head.get("made"))
         is_stored, is_repeated = status in {"appended", "duplicate"}, status == "duplicate"
+        # A repeated request made the conversation if that has the id of the request's turn.
+        is_made = bool(head.get("made")) or (is_stored and head["conversation"]["id"] == head["turn_id"])
         return AppendResult(
             status=status,
             commit=commit_of(head, self._codec, stored, is_listed=is_made, is_repeated=is_repeated)

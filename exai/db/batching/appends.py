@@ -168,4 +168,5 @@ def _result(start: AppendStart, row: asyncpg.Record, codec: Codec) -> AppendResu
         ),
         first_seq=first_seq,
         last_seq=first_seq + len(start.messages) - 1,
+        made=start.continuation_id is None,
     )

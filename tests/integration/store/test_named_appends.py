@@ -113,8 +113,21 @@ async def test_lost_reply_of_the_first_append_is_repeated(rig: Rig) -> None:
     """The retry finds what the lost statement has made."""
     rig.database.lose_reply_to("append_v1")
     appended = await rig.app.conversations.append(named(*block("one", keyed=True)))
-    assert (appended.seqs, appended.duplicate) == ((1,), False)
+    assert (appended.seqs, appended.duplicate, appended.created) == ((1,), False, True)
     assert await contents_of(rig) == ["one"]
+
+
+async def test_repeated_request_tells_whether_the_first_one_made_the_conversation(rig: Rig) -> None:
+    """It answers as the first time, also after other appends; a conversation without a name is always made."""
+    append = rig.app.conversations.append
+    made = named(*block("one"), idempotency_key="made")
+    added = named(*block("two"), idempotency_key="added")
+    assert [(await append(each)).created for each in (made, added)] == [True, False]
+    again = [await append(each) for each in (made, added)]
+    assert [(each.created, each.duplicate) for each in again] == [(True, True), (False, True)]
+    unnamed = AppendRequest(LOCAL_OWNER, block("one"), idempotency_key="unnamed")
+    assert [(await append(unnamed)).created for _ in range(2)] == [True, True]
+    assert (await append(AppendRequest(LOCAL_OWNER, block("one")))).created
 
 
 async def test_expected_revision_of_a_missing_conversation(rig: Rig) -> None:

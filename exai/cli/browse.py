@@ -14,7 +14,7 @@ from typing import TextIO
 from exai.app import App, open_app
 from exai.cli.command import with_few_connections
 from exai.cli.terminal_text import shown
-from exai.db.filters import ALL, ListFilter
+from exai.db.filters import ALL, WITH_MESSAGES, ListFilter
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Owner
@@ -83,7 +83,7 @@ async def search(settings: Settings, query: SearchQuery, limit: int, output: Out
 
 async def list_newest(app: App, owner: Owner, output: Output) -> None:
     """Write one line for each of the newest conversations."""
-    page = await app.conversations.list(owner, limit=LISTED)
+    page = await app.conversations.list(owner, limit=LISTED, only=WITH_MESSAGES)
     for conversation in page.conversations:
         output.write(line_of(conversation))
     output.result.flush()
@@ -106,7 +106,7 @@ async def check_owner(app: App, settings: Settings, owner: Owner) -> None:
 
 async def newest_id(app: App, owner: Owner) -> ContinuationId:
     """Return the id of the conversation that changed last. Raises `InvalidArgument` if there is none."""
-    page = await app.conversations.list(owner, limit=1)
+    page = await app.conversations.list(owner, limit=1, only=WITH_MESSAGES)
     if not page.conversations:
         raise InvalidArgument("--last", "there is no conversation yet", "Omit --last to start one")
     return page.conversations[0].continuation_id
@@ -120,7 +120,7 @@ async def whole_id(app: App, owner: Owner, name: str, program: str = "exai") -> 
     try:
         await app.conversations.read(owner, ContinuationId(name), limit=1)
     except NotFound as error:
-        page = await app.conversations.list(owner, limit=CANDIDATES, only=ListFilter(part=name))
+        page = await app.conversations.list(owner, limit=CANDIDATES, only=ListFilter(part=name, has_messages=True))
         found = [each for each in page.conversations if each.continuation_id.startswith(name)]
         if not found:
             raise NotFound(error.kind, name, f"`{program} chat{owner_option(owner)} --list` lists them") from error

@@ -198,15 +198,15 @@ class ConversationStore:
         """List conversations, by default latest change first: 1 database round trip per page, with any filter.
 
         A cursor belongs to the order and the filters of its page. An order other than the default cannot be combined
-        with `tool` or `model`. Raises `InvalidArgument` or a `DatabaseError`.
+        with `tool`, `model` or `has_messages`. Raises `InvalidArgument` or a `DatabaseError`.
         """
         check_owner(owner)
         check_page(limit, cursor)
         check_choice("order", order, get_args(ListOrder))
         check_flag("ascending", ascending)
         only.validate(self._limits)
-        if only.turns is not None and (ascending or order != "updated"):
-            raise InvalidArgument("order", "comes with tool or model", "Use one of the two")
+        if (only.turns is not None or only.has_messages) and (ascending or order != "updated"):
+            raise InvalidArgument("order", "comes with tool, model or has_messages", "Use one of them")
         return await self._repository.list_conversations(
             owner, limit=limit, cursor=cursor, only=only, order=order, ascending=ascending
         )

@@ -321,6 +321,8 @@ class ConversationRepository:
         given = (*place, *only.arguments(self._codec), LIST_BYTES)
         if only.prefix or ascending or order != "updated":
             name, given = "list_conversations_in_order", (*given, *only.names, order, ascending)
+        else:
+            given = (*given, only.has_messages)
         rows = await self._database.fetch(name, *given)
         found = tuple(
             replace(

@@ -41,7 +41,7 @@ class ListFilter:
 
     `part` is the beginning of a conversation's name, or a part of its title. `tool` and `model` are those of one of its
     turns. `since` (inclusive) and `until` (exclusive) bound the time of its last change. `prefix` is the exact
-    beginning of its name.
+    beginning of its name. With `has_messages`, those without any are left out, such as those with states of adapters.
     """
 
     deleted: bool = False
@@ -53,6 +53,7 @@ class ListFilter:
     since: datetime | None = None
     until: datetime | None = None
     prefix: str = ""
+    has_messages: bool = False
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that Postgres cannot compare with stored ones."""
@@ -65,8 +66,9 @@ class ListFilter:
         check_time("since", self.since)
         check_time("until", self.until)
         check_text("prefix", self.prefix, limits.message_bytes)
-        if self.prefix and self.turns is not None:
-            raise InvalidArgument("prefix", "comes with tool or model", "Use one of the two")
+        check_flag("has_messages", self.has_messages)
+        if self.prefix and (self.turns is not None or self.has_messages):
+            raise InvalidArgument("prefix", "comes with tool, model or has_messages", "Use one of them")
 
     @property
     def names(self) -> tuple[str, str] | tuple[None, None]:
@@ -89,6 +91,8 @@ class ListFilter:
 
 
 ALL: Final = ListFilter()
+WITH_MESSAGES: Final = ListFilter(has_messages=True)
+"""Conversations for people and models."""
 
 
 def labels_of(tags: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str] | None, str | None]:

@@ -47,7 +47,7 @@ class _Completing:
             return [model for model in self._models() if model.lower().startswith(typed.lower())]
         begins_with_id = prompt in self._tools and name == WHAT.name
         if name == "continuation_id" or begins_with_id or (name == "id" and template == TEMPLATES[0].uri):
-            only = ListFilter(part=typed)
+            only = ListFilter(part=typed, has_messages=True)
             listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS + 1, only=only)
             return [each.continuation_id for each in listed.conversations]
         if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import orjson
 
 from exai.conversations import ConversationStore
+from exai.db.filters import WITH_MESSAGES
 from exai.errors import InvalidArgument, NotFound
 from exai.files.service import FileService
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, RpcError
@@ -68,7 +69,7 @@ class _ResourceLister:
 
     async def list(self, cursor: str | None, context: CallContext) -> Listing:
         """List conversations, latest change first; 1 database round trip."""
-        page = await self._conversations.list(context.owner, limit=LIST_PAGE, cursor=cursor)
+        page = await self._conversations.list(context.owner, limit=LIST_PAGE, cursor=cursor, only=WITH_MESSAGES)
         return Listing([_listed(each) for each in page.conversations], page.next_cursor)
 
     async def read(self, uri: str, context: CallContext) -> Sequence[ResourceContents]:

@@ -104,6 +104,7 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
         or c.title operator(pg_catalog.~) $9::text)
    and c.updated_at operator(pg_catalog.>=) coalesce($10::timestamptz, '-infinity')
    and c.updated_at operator(pg_catalog.<) coalesce($11::timestamptz, 'infinity')
+   and (not $13::boolean or c.next_seq operator(pg_catalog.>) 1)
  order by c.updated_at desc, c.id desc
  limit $2::integer) f) l
  order by l.updated_at desc, l.id desc;
@@ -140,6 +141,7 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
         or c.title operator(pg_catalog.~) $9::text)
    and c.updated_at operator(pg_catalog.>=) coalesce($12::timestamptz, '-infinity')
    and c.updated_at operator(pg_catalog.<) coalesce($13::timestamptz, 'infinity')
+   and (not $15::boolean or c.next_seq operator(pg_catalog.>) 1)
    and exists (
         select from public.turns t
          where t.conversation_id = c.id and t.owner = $1::text

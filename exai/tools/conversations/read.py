@@ -204,6 +204,7 @@ def list_tool(conversations: ConversationStore) -> ToolSpec:
             model=arguments.model,
             since=arguments.since,
             until=arguments.until,
+            has_messages=True,
         )
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
         shown = take_rows(page.conversations, _listed, answer_limit(context.client))

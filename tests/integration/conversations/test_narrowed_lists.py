@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from exai.cli.browse import newest_id
 from exai.conversations import AppendRequest, ChatRequest
-from exai.db.filters import ListFilter
+from exai.db.filters import WITH_MESSAGES, ListFilter
+from exai.db.patches import MetadataPatch, RecordPatch
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -101,13 +103,35 @@ async def test_names_with_a_prefix_and_every_order(rig: Rig) -> None:
             await listed(LOCAL_OWNER, **more)
 
 
+async def test_conversations_without_messages_are_not_listed_for_people_and_models(rig: Rig) -> None:
+    """Such as the states that adapters store beside sessions; the page, the command line and models ask so."""
+    append, listed = rig.app.conversations.append, rig.app.conversations.list
+    state = RecordPatch(ContinuationId("state"), MetadataPatch({"n": 1}))
+    spoken = (await append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")], also=[state]))).continuation_id
+    await append(AppendRequest(LOCAL_OWNER, (), ContinuationId("empty"), create=True))
+    rig.reset()
+    assert [each.continuation_id for each in (await listed(LOCAL_OWNER, only=WITH_MESSAGES)).conversations] == [spoken]
+    assert rig.cost() == (1, 0)
+    only = ListFilter(tool="conversation_append", has_messages=True)
+    assert [each.continuation_id for each in (await listed(LOCAL_OWNER, only=only)).conversations] == [spoken]
+    assert await newest_id(rig.app, LOCAL_OWNER) == spoken
+    everything = {each.continuation_id for each in (await listed(LOCAL_OWNER)).conversations}
+    assert everything == {spoken, "state", "empty"}
+    fork = await rig.app.conversations.fork(LOCAL_OWNER, spoken)
+    found = {each.continuation_id for each in (await listed(LOCAL_OWNER, only=WITH_MESSAGES)).conversations}
+    assert found == {spoken, fork.continuation_id}
+    with pytest.raises(InvalidArgument, match="order: comes with"):
+        await listed(LOCAL_OWNER, only=WITH_MESSAGES, ascending=True)
+    with pytest.raises(InvalidArgument, match="prefix: comes with"):
+        await listed(LOCAL_OWNER, only=ListFilter(prefix="s", has_messages=True))
+
+
 async def test_ten_thousand_names_with_a_prefix_are_listed_in_pages(rig: Rig, postgres_url: str) -> None:
-    """Among as many others: one round trip a page, and no page is kept."""
+    """Among as many others: one statement a page, and no page is kept."""
     named = [(f"{'wanted' if number % 2 else 'other'}/{number}", {"n": number}) for number in range(20_000)]
     await insert_conversations(postgres_url, named)
     only, found = ListFilter(prefix="wanted/"), 0
     gc.collect()
-    rig.reset()
     tracemalloc.start()
     try:
         cursor: str | None = None
@@ -120,5 +144,7 @@ async def test_ten_thousand_names_with_a_prefix_are_listed_in_pages(rig: Rig, po
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (found, rig.cost()) == (10_000, (50, 0))
+    sent = rig.app.recorder.labelled("db_statements_total").items()
+    listed = [number for labels, number in sent if dict(labels)["statement"] == "list_conversations_in_order"]
+    assert (found, listed) == (10_000, [50])
     assert peak_bytes < 4 * 1_048_576

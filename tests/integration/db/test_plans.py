@@ -239,8 +239,9 @@ async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
 async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     """The index has the order of the list; no messages are read."""
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
-    args = (*args, *ALL.arguments(PLAIN), LIST_BYTES)
-    assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
+    for has_messages in (False, True):
+        given = (*args, *ALL.arguments(PLAIN), LIST_BYTES, has_messages)
+        assert await touched(sql, "list_conversations", *given) == {"conversations": (0, 20)}
 
 
 MANY = """
@@ -307,7 +308,7 @@ async def test_a_list_of_one_tool_or_model_reads_its_turns_only(database: Databa
         place = ("local", 21, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
         name = "list_conversations_by_turns"
         for tool, model, found, read in NARROWED:
-            args = (*place, *ListFilter(tool=tool, model=model).arguments(PLAIN), LIST_BYTES)
+            args = (*place, *ListFilter(tool=tool, model=model).arguments(PLAIN), LIST_BYTES, False)
             assert len(await connection.fetch(load_statements()[name].text, *args)) == found
             counts = await touched(connection, name, *args)
             assert all(scans == 0 for scans, _ in counts.values()), (tool, model, counts)

@@ -36,11 +36,20 @@ def address(running: Daemon) -> str:
     return f"http://127.0.0.1:{running.port}"
 
 
-@pytest.fixture(params=["process", "daemon"])
-async def store(request: pytest.FixtureRequest, settings: Mapping[str, str]) -> AsyncIterator[Store]:
-    """The same database, in the process and at a daemon."""
-    if request.param == "process":
-        async with open_app(load_settings(dict(settings))) as app:
+@pytest.fixture(scope="module")
+def encrypted(backend: Backend, settings: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """Settings of another database, whose content is encrypted."""
+    for url in fresh(backend.databases, migrated=True):
+        yield {**settings, "EXAI_DATABASE__URL": url, "EXAI_STORE__KEYS": f"k1:{'00' * 32}"}
+
+
+@pytest.fixture(params=["process", "encrypted", "daemon"])
+async def store(
+    request: pytest.FixtureRequest, settings: Mapping[str, str], encrypted: Mapping[str, str]
+) -> AsyncIterator[Store]:
+    """The same database in the process and at a daemon, and one with encryption."""
+    if request.param != "daemon":
+        async with open_app(load_settings(dict(settings if request.param == "process" else encrypted))) as app:
             yield app
     else:
         async with connect(request.getfixturevalue("address")) as client:

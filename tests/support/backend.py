@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -326,9 +327,11 @@ def roomy_memory() -> Path | None:
     """
     try:
         room = os.statvfs(MEMORY)
+        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return MEMORY if room.f_bavail * room.f_frsize >= LEAST_ROOM_BYTES and os.access(MEMORY, os.W_OK) else None
+    free_bytes = min(room.f_bavail * room.f_frsize, int(available[1]) * 1024 if available else 0)
+    return MEMORY if free_bytes >= LEAST_ROOM_BYTES and os.access(MEMORY, os.W_OK) else None
 
 
 def own_database(url: str, worker: str | None) -> str:

@@ -35,11 +35,20 @@ YAML_RULES := {extends: default, rules: {line-length: {max: 150}, document-start
 	braces: {max-spaces-inside: 1}}}
 
 check: .venv/dev.done ## check formatting, lint, types, import layers, dead code, lock files and files of containers
+	@$(MAKE) -s -j2 check-types check-dead check-texts
+
+# In two processes at once, the longest first.
+.PHONY: check-types check-dead check-texts
+check-types:
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
+
+check-dead:
 	@$(PY) -m vulture
+
+check-texts:
 	@$(PY) -m docs.reference --check
 	@$(PY) requirements/lock.py --check
 	@.venv/bin/hadolint docker/Dockerfile

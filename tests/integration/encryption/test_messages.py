@@ -347,17 +347,20 @@ async def test_message_moved_into_an_ancestor_is_detected_where_that_is_read(rig
     for text in ("one", "other"):
         messages = [NewMessage("user", f"{text} {number}") for number in range(2)]
         names.append((await conversations.append(AppendRequest(LOCAL_OWNER, messages))).continuation_id)
-    fork = (await conversations.fork(LOCAL_OWNER, names[0], at_seq=2)).continuation_id
+    # Two, because a page that was read is cached.
+    forks = [(await conversations.fork(LOCAL_OWNER, names[0], at_seq=2)).continuation_id for _ in range(2)]
     copied = (
         "update public.messages m set content = o.content from public.messages o"
         " join public.conversations p on p.id = o.conversation_id, public.conversations c"
         f" where c.id = m.conversation_id and c.continuation_id = '{names[0]}' and p.continuation_id = '{names[1]}'"
     )
     await run(postgres_url, f"{copied} and m.seq = 1 and o.seq = 1")
-    own, shared = [(await conversations.read(LOCAL_OWNER, name, limit=500)).messages for name in (names[0], fork)]
+    read = [await conversations.read(LOCAL_OWNER, name, limit=500) for name in (names[0], forks[0])]
+    own, shared = [page.messages for page in read]
     assert own[0].kind == "unreadable"
     assert "was encrypted for another place" in own[0].content
     assert [each.content for each in shared] == ["other 0", "one 1"]
     await run(postgres_url, f"{copied} and m.seq = 1 and o.seq = 2")
-    own, shared = [(await conversations.read(LOCAL_OWNER, name, limit=500)).messages for name in (names[0], fork)]
+    read = [await conversations.read(LOCAL_OWNER, name, limit=500) for name in (names[0], forks[1])]
+    own, shared = [page.messages for page in read]
     assert [each.kind for each in (own[0], shared[0])] == ["unreadable"] * 2

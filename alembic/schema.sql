@@ -133,11 +133,11 @@ create table exai.checkpoints (
 );
 alter table exai.checkpoints enable row level security;
 
-CREATE INDEX checkpoints_recent_idx ON exai.checkpoints USING btree (owner, checkpoint_id DESC, thread, namespace);
+CREATE INDEX checkpoints_recent_idx ON exai.checkpoints USING btree (owner, checkpoint_id DESC, thread DESC, namespace DESC);
 
 CREATE INDEX checkpoints_run_idx ON exai.checkpoints USING btree (owner, run_id) WHERE (run_id IS NOT NULL);
 
-CREATE INDEX checkpoints_thread_idx ON exai.checkpoints USING btree (thread, checkpoint_id DESC, namespace);
+CREATE INDEX checkpoints_thread_idx ON exai.checkpoints USING btree (thread, checkpoint_id DESC, namespace DESC);
 
 create table exai.content_texts (
     owner text not null,
@@ -4837,19 +4837,24 @@ begin
   kept(thread, namespace, checkpoint_id, parent_id, missing) as (
     select h.thread, h.namespace, h.checkpoint_id, h.parent_id,
            array(select m.channel from unnest(h.delta_channels) m(channel)
-                  where not exists (select from exai.checkpoint_blobs b
-                                     where b.thread = h.thread and b.namespace = h.namespace and b.channel = m.channel
-                                       and b.version = h.versions ->> m.channel and b.value_type <> 'empty'))
+                  where (select true from exai.checkpoint_blobs b
+                          where b.thread = h.thread and b.namespace = h.namespace and b.channel = m.channel
+                            and b.version = h.versions ->> m.channel and b.value_type <> 'empty'
+                          limit 1) is null)
       from heads h
     union all
     select c.thread, c.namespace, c.checkpoint_id, c.parent_id,
            array(select m.channel from unnest(k.missing) m(channel)
-                  where not exists (select from exai.checkpoint_blobs b
-                                     where b.thread = c.thread and b.namespace = c.namespace and b.channel = m.channel
-                                       and b.version = c.versions ->> m.channel and b.value_type <> 'empty'))
+                  where (select true from exai.checkpoint_blobs b
+                          where b.thread = c.thread and b.namespace = c.namespace and b.channel = m.channel
+                            and b.version = c.versions ->> m.channel and b.value_type <> 'empty'
+                          limit 1) is null)
       from kept k
-      join exai.checkpoints c
-        on c.thread = k.thread and c.namespace = k.namespace and c.checkpoint_id = k.parent_id
+     cross join lateral (
+       select p.thread, p.namespace, p.checkpoint_id, p.parent_id, p.versions
+         from exai.checkpoints p
+        where p.thread = k.thread and p.namespace = k.namespace and p.checkpoint_id = k.parent_id
+        limit 1) c
      where cardinality(k.missing) > 0),
   gone as (
     delete from exai.checkpoints c
@@ -4869,10 +4874,16 @@ begin
        and not exists (select from exai.checkpoints p where p.thread = c.thread and p.namespace = c.namespace
                                                         and p.checkpoint_id = c.parent_id);
   end if;
+  -- As a set, so that the server can hash it: comparing each value with each checkpoint would be quadratic.
+  with used as materialized (
+    select distinct c.thread, c.namespace, v.channel, v.version
+      from exai.checkpoints c
+     cross join lateral jsonb_each_text(c.versions) v(channel, version)
+     where c.thread = any(p_threads))
   delete from exai.checkpoint_blobs b
    where b.thread = any(p_threads)
-     and not exists (select from exai.checkpoints c
-                      where c.thread = b.thread and c.namespace = b.namespace and c.versions ->> b.channel = b.version);
+     and not exists (select from used u where u.thread = b.thread and u.namespace = b.namespace
+                                           and u.channel = b.channel and u.version = b.version);
 end
 $function$
 ;

@@ -33,9 +33,9 @@ INDEXES = (
     " where expires_at is null and deleted_at is null",
     "create index checkpoint_threads_deleted_idx on exai.checkpoint_threads (deleted_at) where deleted_at is not null",
     "create index checkpoint_threads_expires_idx on exai.checkpoint_threads (expires_at) where expires_at is not null",
-    "create index checkpoints_recent_idx on exai.checkpoints (owner, checkpoint_id desc, thread, namespace)",
+    "create index checkpoints_recent_idx on exai.checkpoints (owner, checkpoint_id desc, thread desc, namespace desc)",
     "create index checkpoints_run_idx on exai.checkpoints (owner, run_id) where run_id is not null",
-    "create index checkpoints_thread_idx on exai.checkpoints (thread, checkpoint_id desc, namespace)",
+    "create index checkpoints_thread_idx on exai.checkpoints (thread, checkpoint_id desc, namespace desc)",
 )
 """On tables that are new, and empty."""
 

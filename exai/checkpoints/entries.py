@@ -29,7 +29,7 @@ from exai.db.checkpoints.records import (
     ThreadState,
 )
 from exai.db.checkpoints.rows import in_order
-from exai.models import Commit, ContinuationId, Conversation, Message, Owner
+from exai.models import PAGE_MESSAGES, Commit, ContinuationId, Conversation, Message, Owner
 from exai.pages import Undecodable
 from exai.threads import thread_key
 
@@ -121,8 +121,14 @@ def lacks_values(newest: NewestCheckpoint) -> bool:
 
 
 def same_thread(one: Shown, other: Shown) -> bool:
-    """Return whether two entries of a revision show the same."""
-    return _shown(newest_of_entry(one)) == _shown(newest_of_entry(other))
+    """Return whether an entry shows what was loaded at its revision; true for one that readers do not use."""
+    if len(one[1]) >= PAGE_MESSAGES:
+        return True
+    try:
+        shown, loaded = newest_of_entry(one), newest_of_entry(other)
+    except Undecodable:
+        return False
+    return lacks_values(shown) or not other[1] or _shown(shown) == _shown(loaded)
 
 
 def is_gone(thread: ThreadRow, now: datetime) -> bool:

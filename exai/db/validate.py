@@ -14,6 +14,8 @@ from typing import Any, Final
 import orjson
 from asyncpg.exceptions import PostgresError
 
+from exai.db.checkpoints.records import ChannelValue, CheckpointRecord
+from exai.db.checkpoints.repository import CheckpointRepository
 from exai.db.concurrency import NetworkFloor
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.address import parse_address
@@ -77,6 +79,7 @@ class _Checks:
         self._database, self._connection = database, connection
         self._conversations, self._turns = ConversationRepository(database), TurnRepository(database)
         self._files, self._history = FileRepository(database), HistoryRepository(database)
+        self._checkpoints = CheckpointRepository(database)
         self._owner = Owner(f"exai-validate-{uuid.uuid4()}")
         self._new = ConversationId(str(uuid.uuid4()))
         self._key = ConversationKey(self._owner, ContinuationId(self._new))
@@ -152,6 +155,19 @@ class _Checks:
         _expect(linked == [2, 0], f"links made: {linked}")
         return "3 files in one statement, equal ones stored once, linked once"
 
+    async def checkpoints(self) -> str:
+        """A checkpoint is read with its values as it was stored, and only by its owner."""
+        value = ChannelValue("channel", "1", "bytes", WORD.encode())
+        put = CheckpointRecord(
+            WORD, "1", "bytes", b"\0", "bytes", b"", versions={"channel": "1"}, values=(value,), facts={"step": 1}
+        )
+        await self._checkpoints.put(self._owner, put, None)
+        found = await self._checkpoints.read(self._owner, WORD, "", None)
+        _expect(found is not None and found.checkpoint == put, found)
+        stranger = Owner(f"{self._owner}-other")
+        _expect(await self._checkpoints.read(stranger, WORD, "", None) is None, "another owner can read the thread")
+        return "a checkpoint is read as it was stored, by its owner"
+
     async def orphans(self) -> str:
         """`cleanup_orphaned_files` leaves files that are young or in use."""
         removed = await self._files.cleanup_orphans(100 * 365 * 86_400.0)
@@ -208,6 +224,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[_Checks], Awaitable[str]]], ...]] = (
     ("owners", _Checks.owners),
     ("search", _Checks.search),
     ("files", _Checks.files),
+    ("checkpoints", _Checks.checkpoints),
     ("orphaned files", _Checks.orphans),
     ("metrics", _Checks.metrics),
     ("partitions", _Checks.partitions),

@@ -50,6 +50,7 @@ async def test_a_sound_database_passes_and_keeps_no_row(postgres_url: str) -> No
         ("drop function exai.finish_turn_v1 cascade", "chat turn"),
         ("drop function exai.search_v1 cascade", "search"),
         ("drop function exai.put_files_v1 cascade", "files"),
+        ("drop function exai.put_checkpoint_v1 cascade", "checkpoints"),
         ("drop function public.cleanup_orphaned_files cascade", "orphaned files"),
         ("drop trigger exai_roll_up on monitoring.metrics_raw", "metrics"),
         ("drop function monitoring.get_recent_metrics cascade", "metrics"),

@@ -170,7 +170,7 @@ bench-peers: .venv/run.done .venv/peers/done ## run the same workload on other c
 	@$(MAKE) -s bench-adapters ARGS="$(filter --quick --json,$(ARGS))"
 
 # Frameworks with a store of their own in Postgres.
-OWN_STORES := openai-agents adk
+OWN_STORES := openai-agents adk langgraph
 .PHONY: bench-adapters
 bench-adapters: .venv/run.done $(OWN_STORES:%=.venv/adapters/%-newest/done) ## run the adapters and their frameworks' own stores on the same servers, near and 10 ms away (ARGS="--quick", "--write docs/adapters.md")
 	@PYTHONPATH=. $(PY) bench/adapters.py --environments .venv/adapters $(ARGS)

@@ -54,6 +54,7 @@ class Framework:
 FRAMEWORKS = {
     "openai-agents": Framework("OpenAI Agents SDK", "SQLAlchemySession", "openai_agents"),
     "adk": Framework("Google ADK", "DatabaseSessionService", "adk"),
+    "langgraph": Framework("LangGraph", "AsyncPostgresSaver", "langgraph"),
 }
 """By the name of their environment below `--environments`, which has `-newest` appended."""
 

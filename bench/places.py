@@ -22,6 +22,8 @@ class Servers:
         from psycopg.conninfo import make_conninfo
 
         words = {"host": self.host, "port": self.port, "user": self.user, "dbname": self.database}
+        # The schema of the user would be EXAI's, which has tables of the same names as LangGraph's.
+        words["options"] = "-c search_path=public"
         return make_conninfo(**words, sslmode="disable", **({"password": self.password} if self.password else {}))
 
     def engine_url(self) -> Any:

@@ -44,9 +44,9 @@ class Link:
 
 
 def break_off(writer: asyncio.StreamWriter) -> None:
-    """Send RST instead of FIN, if the transport supports it."""
+    """Send RST instead of FIN, if the transport supports it and is open."""
     connection = writer.get_extra_info("socket")
-    if connection is not None and connection.family != socket.AF_UNIX:
+    if connection is not None and connection.fileno() >= 0 and connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     writer.transport.abort()
 

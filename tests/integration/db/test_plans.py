@@ -34,6 +34,7 @@ select c.id, s, c.id, 'user', repeat('x', 100)
   from conversations c cross join lateral generate_series(1, c.next_seq - 1) s;
 insert into turns (conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until, revision)
 select id, 'local', continuation_id, 'h', 'chat', 'pending', id, now(), 1 from conversations;
+insert into exai.checkpoint_threads (thread_id, revision) select 't' || i, 1 from generate_series(1, 2000) i;
 """
 
 
@@ -114,7 +115,7 @@ async def counts_of(sql: OneTrip) -> dict[str, tuple[int, int]]:
     rows = await sql.fetch(
         "select relname, seq_scan, coalesce(idx_tup_fetch, 0) as fetched from pg_stat_xact_user_tables"
         # Read from end to end while it is empty, as is right.
-        " where relname not in ('removed_conversations', 'purged_turns')"
+        " where relname not in ('removed_conversations', 'removed_threads', 'purged_turns')"
     )
     return {row["relname"]: (row["seq_scan"], row["fetched"]) for row in rows}
 
@@ -338,9 +339,14 @@ async def test_changes_read_what_has_changed(sql: OneTrip) -> None:
     xmin = (await sql.fetch(load_statements()["changes"].text, None, 10))[0]["xmin"]
     assert await touched(sql, "changes", xmin, 5001) == {}
     await sql.execute("update conversations set title = 'x' where continuation_id in ('c1', 'c2')")
+    await sql.execute(
+        "update exai.checkpoint_threads set revision = 2, changed_xid = pg_current_xact_id()"
+        " where thread_id in ('t1', 't2')"
+    )
     counts = await touched(sql, "changes", xmin, 5001)
-    assert counts["conversations"][0] == 0
-    assert counts["conversations"][1] <= 4
+    for table in ("conversations", "checkpoint_threads"):
+        assert counts[table][0] == 0
+        assert counts[table][1] <= 4, counts
 
 
 async def test_a_search_reads_what_it_ranks_and_shows(needles: OneTrip) -> None:

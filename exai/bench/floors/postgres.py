@@ -16,7 +16,7 @@ from typing import Final
 import asyncpg
 
 from exai.db.driver.address import parse_address
-from exai.db.driver.connections import OneTrip
+from exai.db.driver.connections import Descriptions, OneTrip
 from exai.db.driver.translate import judge
 from exai.models import ContinuationId, FileId, Owner
 
@@ -117,10 +117,20 @@ async def open_database_floor(url: str, size: int, last_seq: int) -> AsyncIterat
 
     Raises `ConfigError` or `DatabaseError`.
     """
-    arguments = parse_address(url).connect_arguments()
+    descriptions: Descriptions = {}
+
+    async def share(connection: OneTrip) -> None:
+        connection.descriptions = descriptions
+
     try:
         pool = await asyncpg.create_pool(
-            min_size=size, max_size=size, connection_class=OneTrip, timeout=CONNECT_LIMIT_S, **arguments
+            min_size=size,
+            max_size=size,
+            connection_class=OneTrip,
+            init=share,
+            timeout=CONNECT_LIMIT_S,
+            statement_cache_size=0,
+            **parse_address(url).connect_arguments(),
         )
     except Exception as error:
         raise _judged(error) from error
@@ -163,6 +173,7 @@ async def _admin(url: str) -> AsyncIterator[asyncpg.Connection]:
             timeout=CONNECT_LIMIT_S,
             command_timeout=LIMIT_S,
             connection_class=OneTrip,
+            statement_cache_size=0,
             **parse_address(url).connect_arguments(),
         )
         try:

@@ -7,6 +7,8 @@ import exai
 
 PACKAGE = Path(exai.__file__).parent
 PUBLISHING = "conversations/publishing.py"
+THREADS = "checkpoints/service.py"
+"""Threads of checkpoints have no listeners."""
 
 
 def calls(method: str, receiver: str) -> set[str]:
@@ -26,5 +28,5 @@ def calls(method: str, receiver: str) -> set[str]:
 
 def test_only_the_publisher_applies_commits_to_the_cache() -> None:
     """A service that did it by hand could forget the listeners, or notify them first."""
-    assert calls("apply", "cache") == {PUBLISHING}
+    assert calls("apply", "cache") == {PUBLISHING, THREADS}
     assert calls("announce", "notices") == {PUBLISHING}

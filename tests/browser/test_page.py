@@ -304,7 +304,7 @@ def test_each_view_costs_one_or_two_statements(site: Site, open_page: OpenPage) 
     assert set(read) <= {"read_page", "read_pages"}
     assert cost("/#/?q=costs", ".snippet") == {"search_messages": 1}
     assert cost("/#/overview", ".u-over") == {"usage": 1, "metrics_history": 1}
-    page.locator(".health.ok").wait_for()
+    page.locator("div.health").wait_for()
     assert cost("/#/settings", ".page p") == {}
 
 
@@ -321,7 +321,8 @@ def test_the_cost_counts_answers_of_models_without_a_known_price(site: Site, ope
 def test_the_overview_shows_what_happens_and_its_numbers_as_a_table(site: Site, open_page: OpenPage) -> None:
     page = open_page("/#/overview")
     site.store("Count me.")
-    seen(page, "Ready.")
+    # With findings on servers without TLS or a limit of memory, such as containers.
+    seen(page, "Ready")
     tools = page.get_by_role("table").filter(has_text="conversation_append")
     tools.wait_for()
     assert page.get_by_label("Now").get_by_text("since the start").count() == 2

@@ -197,14 +197,17 @@ class Backend:
 
     def run(self, awaitable: Awaitable[T]) -> T:
         """Run it in a loop of our own, which no test sees."""
-        if self._runner is None:
-            # With a factory the runner leaves the current event loop of the thread alone.
-            self._runner = self._cleanup.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
 
         async def wait() -> T:
             return await awaitable
 
-        return self._runner.run(wait())
+        return self._opened().run(wait())
+
+    def _opened(self) -> asyncio.Runner:
+        if self._runner is None:
+            # With a factory the runner leaves the current event loop of the thread alone.
+            self._runner = self._cleanup.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
+        return self._runner
 
     def start(self) -> None:
         """Have both servers answer. Raises NoBackend, or StartupError from the embedded ones."""
@@ -228,6 +231,8 @@ class Backend:
 
     def databases_on(self, url: str) -> Databases:
         """Databases on one server; `close` removes all of them."""
+        # Before the callback, which runs in it and in the reverse order.
+        self._opened()
         databases = Databases(url, self.run)
         self._cleanup.callback(databases.close)
         return databases
